@@ -1,0 +1,1 @@
+"""A network as a graph: what its layers cost, and what can be folded without changing it."""
