@@ -1,0 +1,65 @@
+"""Data sets that recipes name."""
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+from pydantic import Field
+
+from robustcompress.data import ImageSet
+from robustcompress.member import Member, class_attribute
+from robustcompress.zoo.balanced_subset import balanced_subset
+
+if TYPE_CHECKING:
+    from robustcompress.zoo.datasets.cifar10 import Cifar10 as Cifar10
+    from robustcompress.zoo.datasets.fashion_mnist import FashionMnist as FashionMnist
+    from robustcompress.zoo.datasets.fashion_mnist_mini import FashionMnistMini as FashionMnistMini
+    from robustcompress.zoo.datasets.image_folder import ImageFolder as ImageFolder
+
+Split: TypeAlias = Literal["train", "test"]
+
+
+class DataSet(Member, ABC):
+    """Where a data set lies and which part of it is used.
+
+    Attributes:
+        dir: Folder that holds the files; ``None`` looks in the usual places.
+        train_size: Training images to use, the same number of each class; ``None`` uses all.
+        test_size: The same for the test images.
+        subset_seed: Chooses which images a size keeps.
+    """
+
+    family: ClassVar[str] = "robustcompress.zoo.datasets"
+
+    dir: Path | None = None
+    train_size: int | None = Field(default=None, ge=1)
+    test_size: int | None = Field(default=None, ge=1)
+    subset_seed: int = Field(default=0, ge=0)
+
+    def load(self, split: Split) -> ImageSet:
+        """Return one split: whole, or the balanced subset that ``train_size`` or ``test_size`` asks for.
+
+        Raises:
+            DataError: If files are missing or damaged; the message names the paths tried. Or if a class has
+                too few images for the size.
+            ConfigError: If the size is no multiple of the number of classes.
+        """
+        images = self.read(split)
+        size = self.train_size if split == "train" else self.test_size
+        if size is None:
+            return images
+        subset = balanced_subset(images, size, seed=self.subset_seed)
+        return replace(subset, name=f"{images.name} ({size} balanced, seed {self.subset_seed})")
+
+    @abstractmethod
+    def read(self, split: Split) -> ImageSet:
+        """Return one split, whole.
+
+        Raises:
+            DataError: If files are missing or damaged; the message names the paths tried.
+        """
+
+
+def __getattr__(name: str) -> Any:
+    return class_attribute(DataSet, name)
