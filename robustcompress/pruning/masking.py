@@ -1,0 +1,174 @@
+"""Masks on a network that stays as it is: effective parameters are computed beside it.
+
+The network's own modules are never replaced or hooked. ``Masking.tensors`` returns the masked parameters
+by name, and ``torch.func.functional_call`` runs the network with them; so any ``nn.Module`` works, masks
+are computed once a step however often the network runs, and no memory format can disable a mask.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustcompress.errors import ConfigError
+from robustcompress.pruning.budgets import Budget
+from robustcompress.pruning.patterns import Site
+from robustcompress.pruning.scores import Score
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Mask in the forward pass, ``|score|`` in the backward pass: dL/ds = dL/dmask * sign(s)."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(scores)
+        return mask.to(scores.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (scores,) = ctx.saved_tensors
+        return gradients[0] * scores.sign(), None
+
+
+def keep_largest(scores: Tensor, removed: int) -> Tensor:
+    """Return a bool mask, shaped like ``scores``, that drops exactly the ``removed`` smallest ``|scores|``.
+
+    Found by a partition in linear time. Among equal scores at the threshold the later ones are kept.
+
+    Raises:
+        ConfigError: If ``removed`` is negative or exceeds the number of scores.
+    """
+    flat = scores.detach().abs().reshape(-1)
+    if not 0 <= removed <= flat.numel():
+        raise ConfigError(f"expected to remove 0 to {flat.numel()} of {flat.numel()} scores; got {removed}.")
+    if removed == 0:
+        return torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
+    threshold = flat.kthvalue(removed).values
+    mask = flat > threshold
+    missing = flat.numel() - removed - int(mask.sum())
+    if missing:
+        ties = (flat == threshold).nonzero().flatten()
+        mask[ties[len(ties) - missing :]] = True
+    return mask.reshape(scores.shape)
+
+
+class Masking(nn.Module):
+    """Scores and masks of one network.
+
+    Args:
+        sites: Where masks go, from a pattern's plan.
+        score: Gives the first scores.
+        budget: Spreads ``sparsity`` over the sites.
+        sparsity: Fraction of units to remove, 0 <= sparsity < 1.
+        parameters: The network's parameters by name.
+
+    Raises:
+        ConfigError: If ``sparsity`` is outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        *,
+        score: Score,
+        budget: Budget,
+        sparsity: float,
+        parameters: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__()
+        if not 0 <= sparsity < 1 or math.isnan(sparsity):
+            raise ConfigError(f"sparsity must be in [0, 1); got {sparsity}. 0.9 removes 90%.")
+        self.sites = tuple(sites)
+        self.learns = score.learns
+        initial = [score.initial(site.saliency(parameters), site.fan_in) for site in self.sites]
+        # Contiguous whatever the weight's memory format: scores and masks are then one plain array each.
+        self.scores = nn.ParameterList(
+            nn.Parameter(scores.reshape(site.shape).contiguous(), requires_grad=score.learns)
+            for site, scores in zip(self.sites, initial, strict=True)
+        )
+        self.removed = budget.removed(self.sites, list(self.scores), sparsity)
+        self._masks: list[Tensor] = []
+        self.refresh()
+
+    @property
+    def masks(self) -> list[Tensor]:
+        """Bool masks, one a site, True where kept."""
+        return self._masks
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Recompute the masks from the scores; done once after each step that changed them."""
+        self._masks = [
+            keep_largest(scores, removed) for scores, removed in zip(self.scores, self.removed, strict=True)
+        ]
+
+    def freeze(self) -> None:
+        """Fix the masks: scores no longer learn."""
+        self.learns = False
+        for scores in self.scores:
+            scores.requires_grad_(False)
+
+    def learnable(self) -> Iterator[nn.Parameter]:
+        """Yield the scores that the optimizer should train."""
+        return (scores for scores in self.scores if scores.requires_grad)
+
+    def tensors(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the effective value of every parameter that a mask touches, by name.
+
+        Gradients flow to the parameters that require them and, straight through the mask, to the scores.
+        """
+        effective = {name: parameters[name] for site in self.sites for name in site.parameters}
+        for site, scores, mask in zip(self.sites, self.scores, self._masks, strict=True):
+            gate: Tensor
+            if scores.requires_grad and torch.is_grad_enabled():
+                gate = _StraightThrough.apply(scores, mask)  # type: ignore[no-untyped-call]  # torch's own
+            else:
+                gate = mask.to(scores.dtype)
+            site.apply(effective, gate)
+        return effective
+
+    def after_step(self) -> None:
+        """Bring the masks up to date with scores that learn."""
+        if self.learns:
+            self.refresh()
+
+    def penalty(self) -> Tensor | None:
+        """Return what to add to the loss; fixed budgets add nothing."""
+        return None
+
+    def bake(self, model: nn.Module) -> None:
+        """Set everything that is masked to +0.0 in ``model`` itself."""
+        parameters = dict(model.named_parameters())
+        for site, mask in zip(self.sites, self._masks, strict=True):
+            site.bake(parameters, mask)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return scores and masks by site name: ``scores.NAME`` and ``mask.NAME``."""
+        found: dict[str, Tensor] = {}
+        for site, scores, mask in zip(self.sites, self.scores, self._masks, strict=True):
+            found[f"scores.{site.name}"] = scores.detach()
+            found[f"mask.{site.name}"] = mask
+        return found
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what ``state()`` gave; masks are taken as they are, not recomputed.
+
+        Raises:
+            ConfigError: If a site is missing or its shape differs.
+        """
+        masks: list[Tensor] = []
+        for site, scores in zip(self.sites, self.scores, strict=True):
+            for part in ("scores", "mask"):
+                got = state.get(f"{part}.{site.name}")
+                if got is None or tuple(got.shape) != site.shape:
+                    found = "none" if got is None else str(list(got.shape))
+                    raise ConfigError(
+                        f"{part} of {site.name!r} must be {list(site.shape)}; the saved state has {found}. "
+                        "Was it made with another network, pattern or ignore?"
+                    )
+            scores.copy_(state[f"scores.{site.name}"])
+            masks.append(state[f"mask.{site.name}"].to(device=scores.device, dtype=torch.bool))
+        self._masks = masks
