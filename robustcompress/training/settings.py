@@ -1,0 +1,76 @@
+"""Settings of one training stage."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+
+from robustcompress.robustness.attacks import Attack
+from robustcompress.training.objectives import Objective
+
+
+class StageSettings(BaseModel):
+    """How one of pretrain, prune and finetune trains.
+
+    Attributes:
+        epochs: Passes over the training images; 0 skips the training.
+        batch_size: Images a step, for data that the library batches itself.
+        optimizer: ``sgd`` (with Nesterov off, as in the papers), ``adam`` or ``adamw``.
+        lr: Largest learning rate.
+        network_lr: In place of ``lr`` for the network's own parameters where scores learn beside them (in
+            the prune stage: normalisation layers). Scores and weights live on different scales.
+        momentum: Of SGD.
+        weight_decay: On everything that learns.
+        schedule: ``cosine`` to zero, ``step`` (times ``gamma`` at each of ``milestones``), ``one_cycle``
+            (linear up over ``warmup_epochs``, linear down to zero) or ``constant``; by the step, not
+            by the epoch.
+        warmup_epochs: Linear rise from zero at the start, before the schedule proper.
+        milestones: Fractions of the stage at which ``step`` lowers the rate.
+        gamma: Factor of ``step``.
+        clip_gradient: Largest Euclidean length of the whole gradient; ``None`` leaves it alone.
+        select: Which epoch's network goes on: best ``robust`` accuracy on validation images, best
+            ``clean`` accuracy, or the ``last``.
+        objective: In place of the recipe's, for this stage.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    epochs: int = Field(ge=0)
+    batch_size: int = Field(default=128, ge=1)
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(gt=0)
+    network_lr: float | None = Field(default=None, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    schedule: Literal["cosine", "step", "one_cycle", "constant"] = "cosine"
+    warmup_epochs: float = Field(default=0, ge=0)
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = Field(default=0.1, gt=0, lt=1)
+    clip_gradient: float | None = Field(default=None, gt=0)
+    select: Literal["robust", "clean", "last"] = "robust"
+    objective: Annotated[SerializeAsAny[Objective], BeforeValidator(Objective.find)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.epochs and self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}")
+        if any(not 0 < point < 1 for point in self.milestones):
+            raise ValueError(f"milestones are fractions of the stage in (0, 1); got {list(self.milestones)}")
+        return self
+
+
+class ValidationSettings(BaseModel):
+    """How epochs are judged, on images that are neither trained on nor tested on.
+
+    Attributes:
+        fraction: Share of the training images held out when no validation data is given.
+        attack: The attack whose robust accuracy selects the epoch.
+        limit: Judge on at most so many images; ``None`` for all.
+        every: Judge every so many epochs (the last one always).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    fraction: float = Field(default=0.1, gt=0, lt=1)
+    attack: Annotated[SerializeAsAny[Attack], BeforeValidator(Attack.find)] = Field(
+        default_factory=lambda: Attack.find({"kind": "pgd", "steps": 10}), validate_default=True
+    )
+    limit: int | None = Field(default=None, ge=1)
+    every: int = Field(default=1, ge=1)
