@@ -1,0 +1,1 @@
+"""What came out of a run: numbers as JSON, a table for terminals, a page with pictures."""

@@ -1,0 +1,69 @@
+"""The report as a table for terminals."""
+
+from rich.console import Console, Group
+from rich.table import Table
+
+from robustcompress.report.model import Report
+
+
+def accuracy_table(report: Report) -> Table:
+    """Return the rows of accuracy: subject, attack, access, result with its 95% interval."""
+    threat = next((m for m in report.measurements if m.eps is not None), None)
+    against = f", {'Linf' if threat.norm == 'linf' else 'L2'} eps {threat.eps:.4g}" if threat else ""
+    table = Table(title=f"accuracy on {report.measurements[0].count} {report.run.judged_on} images{against}")
+    table.add_column("subject")
+    table.add_column("attack")
+    table.add_column("access")
+    table.add_column("accuracy", justify="right")
+    table.add_column("95% interval", justify="right")
+    last = ""
+    for row in report.measurements:
+        if last and row.subject != last:
+            table.add_section()
+        low, high = row.interval
+        table.add_row(
+            row.subject if row.subject != last else "",
+            row.attack,
+            "" if row.access == "none" else row.access,
+            f"{row.accuracy:.1%}",
+            f"{low:.1%} to {high:.1%}",
+        )
+        last = row.subject
+    return table
+
+
+def size_table(report: Report) -> Table:
+    """Return the rows of size: what was there before, and each file."""
+    table = Table(title="size")
+    table.add_column("what")
+    table.add_column("bytes", justify="right")
+    table.add_column("dense bytes", justify="right")
+    table.add_column("smaller", justify="right")
+    rows = [("artifact", report.artifact_bytes, report.dense_bytes)]
+    rows += [(f"{file.name} ({file.style})", file.size_bytes, file.dense_size_bytes) for file in report.files]
+    for name, size, dense in rows:
+        table.add_row(name, f"{size:,}", f"{dense:,}", f"{dense / size:.1f}x")
+    return table
+
+
+def summary(report: Report) -> str:
+    """Return one line on what was removed."""
+    network = report.network
+    line = (
+        f"{network.name}: {network.sparsity:.1%} of {network.weights:,} weights removed, "
+        f"{network.kept_weights:,} kept"
+    )
+    if network.compact_macs < network.macs:
+        line += f"; {network.compact_macs:,} of {network.macs:,} multiply-adds left"
+    return line
+
+
+def render(report: Report) -> Group:
+    """Return summary, size and accuracy for a rich console."""
+    warnings = [f"warning: {text}" for text in report.run.warnings]
+    return Group(summary(report), size_table(report), accuracy_table(report), *warnings)
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print the report's tables, by default on stdout."""
+    (console or Console(highlight=False)).print(render(report), markup=False)
