@@ -1,0 +1,104 @@
+"""Compress adversarially robust networks, export them, and evaluate what was exported under attack.
+
+Everything public is reached from here; nothing is imported before it is asked for, so that
+``robustcompress --help`` need not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustcompress import errors as errors
+    from robustcompress import events as events
+    from robustcompress.compressor import Compressor as Compressor
+    from robustcompress.compressor import Result as Result
+    from robustcompress.compressor import load as load
+    from robustcompress.data import ImageSet as ImageSet
+    from robustcompress.export import formats as formats
+    from robustcompress.export.session import OnnxSession as OnnxSession
+    from robustcompress.pruning import budgets as budgets
+    from robustcompress.pruning import patterns as patterns
+    from robustcompress.pruning import scores as scores
+    from robustcompress.recipe import Recipe as Recipe
+    from robustcompress.report.model import Report as Report
+    from robustcompress.report.table import print_report as print_report
+    from robustcompress.robustness import attacks as attacks
+    from robustcompress.robustness.evaluation import evaluate as evaluate
+    from robustcompress.robustness.threat import Threat as Threat
+    from robustcompress.sinks.jsonl import JsonlSink as JsonlSink
+    from robustcompress.sinks.tensorboard import TensorboardSink as TensorboardSink
+    from robustcompress.training import objectives as objectives
+    from robustcompress.training.settings import StageSettings as StageSettings
+    from robustcompress.zoo import datasets as datasets
+    from robustcompress.zoo import networks as networks
+    from robustcompress.zoo.normalized import Normalized as Normalized
+
+__version__ = "0.1.0"
+
+# Public name -> where it lives; a module where the part behind the colon is empty.
+_PUBLIC = {
+    "Compressor": "robustcompress.compressor:Compressor",
+    "ImageSet": "robustcompress.data:ImageSet",
+    "JsonlSink": "robustcompress.sinks.jsonl:JsonlSink",
+    "Normalized": "robustcompress.zoo.normalized:Normalized",
+    "OnnxSession": "robustcompress.export.session:OnnxSession",
+    "Recipe": "robustcompress.recipe:Recipe",
+    "Report": "robustcompress.report.model:Report",
+    "Result": "robustcompress.compressor:Result",
+    "StageSettings": "robustcompress.training.settings:StageSettings",
+    "TensorboardSink": "robustcompress.sinks.tensorboard:TensorboardSink",
+    "Threat": "robustcompress.robustness.threat:Threat",
+    "attacks": "robustcompress.robustness.attacks:",
+    "budgets": "robustcompress.pruning.budgets:",
+    "datasets": "robustcompress.zoo.datasets:",
+    "errors": "robustcompress.errors:",
+    "evaluate": "robustcompress.robustness.evaluation:evaluate",
+    "events": "robustcompress.events:",
+    "formats": "robustcompress.export.formats:",
+    "load": "robustcompress.compressor:load",
+    "networks": "robustcompress.zoo.networks:",
+    "objectives": "robustcompress.training.objectives:",
+    "print_report": "robustcompress.report.table:print_report",
+    "patterns": "robustcompress.pruning.patterns:",
+    "scores": "robustcompress.pruning.scores:",
+}
+
+__all__ = [
+    "Compressor",
+    "ImageSet",
+    "JsonlSink",
+    "Normalized",
+    "OnnxSession",
+    "Recipe",
+    "Report",
+    "Result",
+    "StageSettings",
+    "TensorboardSink",
+    "Threat",
+    "__version__",
+    "attacks",
+    "budgets",
+    "datasets",
+    "errors",
+    "evaluate",
+    "events",
+    "formats",
+    "load",
+    "networks",
+    "objectives",
+    "patterns",
+    "print_report",
+    "scores",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'robustcompress' has no attribute {name!r}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    value = import_module(module)
+    return getattr(value, attribute) if attribute else value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

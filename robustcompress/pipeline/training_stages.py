@@ -1,0 +1,126 @@
+"""The three stages that train: the same loop, told what learns."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from robustcompress.pipeline.context import Context
+from robustcompress.pruning.masking import Masking
+from robustcompress.report.model import magnitude_histogram
+from robustcompress.storage.artifact import Artifact
+from robustcompress.training.loop import Trained, Training
+from robustcompress.training.settings import StageSettings
+
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def pretrain(context: Context, before: Artifact) -> Artifact:
+    """Train every weight under the robust objective."""
+    context.load_weights(before)
+    learn(context.model, weights=True, norms=True)
+    trained = _train(context, "pretrain", context.recipe.pretrain, None)
+    return context.artifact("pretrain", context.model, metrics=_metrics(trained))
+
+
+def prune(context: Context, before: Artifact) -> Artifact:
+    """Find the masks: scores learn while the weights stand still.
+
+    Scores that do not learn give their masks at once, and nothing is trained.
+    """
+    context.load_weights(before)
+    masking = context.masking()
+    dense = {name: tensor.detach().clone() for name, tensor in context.model.named_parameters()}
+    trained = Trained((), None, 0.0)
+    if masking.learns and context.recipe.prune.epochs:
+        learn(context.model, weights=False, norms=context.recipe.prune_norms)
+        trained = _train(context, "prune", context.recipe.prune, masking)
+    metrics = {**_metrics(trained), "histograms": histograms(masking, dense)}
+    return context.artifact(
+        "prune",
+        context.model,
+        metrics=metrics,
+        sparsity=site_counts(masking),
+        extra_tensors=masking.state(),
+    )
+
+
+def finetune(context: Context, before: Artifact) -> Artifact:
+    """Train the weights that were kept; masks, if there are any, stay as they are."""
+    context.load_weights(before)
+    masking: Masking | None = None
+    if before.extra_tensors:
+        masking = context.masking()
+        masking.restore(before.extra_tensors)
+        masking.freeze()
+        masking.bake(context.model)
+    learn(context.model, weights=True, norms=True)
+    trained = _train(context, "finetune", context.recipe.finetune, masking)
+    if masking:
+        masking.bake(context.model)
+    return context.artifact(
+        "finetune",
+        context.model,
+        metrics=_metrics(trained),
+        sparsity=site_counts(masking) if masking else {},
+        extra_tensors=masking.state() if masking else {},
+    )
+
+
+def learn(model: nn.Module, *, weights: bool, norms: bool) -> None:
+    """Say which parameters of ``model`` require gradients."""
+    for module in model.modules():
+        wanted = norms if isinstance(module, NORMS) else weights
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(wanted)
+
+
+def site_counts(masking: Masking) -> dict[str, dict[str, int]]:
+    """Return size and kept units of every site, by name."""
+    return {
+        site.name: {"size": site.units, "kept": int(mask.sum())}
+        for site, mask in zip(masking.sites, masking.masks, strict=True)
+    }
+
+
+def histograms(masking: Masking, dense: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return for every site how kept and removed units spread over magnitude before finetuning."""
+    found: dict[str, Any] = {}
+    for site, mask in zip(masking.sites, masking.masks, strict=True):
+        saliency = site.saliency(dense).reshape(site.shape)
+        found[site.name] = magnitude_histogram(saliency, mask).model_dump(mode="json")
+    return found
+
+
+def _train(context: Context, stage: str, settings: StageSettings, masking: Masking | None) -> Trained:
+    recipe = context.recipe
+    return Training(
+        stage=stage,
+        model=context.model,
+        overrides=masking,
+        source=context.train.rebatched(settings.batch_size),
+        validation=context.validation,
+        objective=settings.objective or recipe.objective,
+        threat=recipe.threat,
+        validation_threat=recipe.threat,
+        settings=settings,
+        judging=recipe.validation,
+        seed=recipe.seed,
+        device=torch.device(context.device),
+        precision=recipe.precision,
+        events=context.events,
+        checkpoint=context.run_dir / "checkpoints" / stage,
+        checkpoint_seconds=recipe.checkpoint_seconds,
+        stop=context.stop,
+    ).run()
+
+
+def _metrics(trained: Trained) -> dict[str, Any]:
+    return {
+        "seconds": trained.seconds,
+        "history": [asdict(record) for record in trained.history],
+        "selected": asdict(trained.selected) if trained.selected else None,
+    }
