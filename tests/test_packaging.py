@@ -137,7 +137,11 @@ def test_a_wheel_built_in_isolation_holds_one_package_and_its_data(tmp_path: Pat
 def build_wheel(python: str, folder: Path) -> None:
     source = folder / "source"
     tracked = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "ls-files", "-z", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout
     if not tracked:
         pytest.skip("needs a git checkout")

@@ -18,8 +18,8 @@ HEAD = """# Command line
 
 `robustcompress COMMAND --help` shows the same in a terminal; `robustcompress --version` shows the version and
 `robustcompress --install-completion` teaches the shell to complete. Results go to stdout, everything else to
-stderr. `--json` makes stdout one JSON value, the library's errors included (`{"error": {"kind", "message"}}`);
-a command that cannot be parsed leaves it empty.
+stderr. `--json` makes stdout one JSON value, the library's errors included:
+`{"error": {"kind": ..., "message": ...}}`. A command that cannot be parsed leaves it empty.
 
 """
 
