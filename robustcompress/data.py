@@ -1,11 +1,16 @@
-"""Labelled images in memory: what data sets give and what training, attacks and exports take."""
+"""Labelled images, in memory or in files: what data sets give and what training, attacks and exports take."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from robustcompress.errors import DataError
 
@@ -48,6 +53,12 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
     def select(self, indices: Tensor | Sequence[int]) -> "ImageSet":
         """Return the images at ``indices``, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
@@ -68,6 +79,73 @@ class ImageSet:
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         digest.update(self.images.cpu().contiguous().numpy().tobytes())
         digest.update(self.labels.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ImageFiles(Dataset[tuple[Tensor, int]]):
+    """Images of one size with a class each, in files that are decoded when an image is asked for.
+
+    Attributes:
+        folder: What ``paths`` are relative to.
+        paths: Bytes ``[count]``: one array, where a list of a million paths would be copied into every
+            process that counts its references.
+        labels: int64 ``[count]``, 0 to ``len(classes) - 1``.
+        classes: Names of the classes.
+        name: Where the images come from, for reports.
+        shape: Channels, height and width of every image.
+        decode: Returns the pixels of a file, uint8 ``[channels, height, width]``. Can be pickled.
+    """
+
+    folder: Path
+    paths: NDArray[np.bytes_]
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+    shape: tuple[int, int, int]
+    decode: Callable[[Path], NDArray[np.uint8]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> Path:
+        """Return where image ``index`` lies."""
+        return self.folder / os.fsdecode(bytes(self.paths[index]))
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return pixels, uint8 ``[channels, height, width]``, and class of one image.
+
+        Raises:
+            DataError: If the file is damaged or its image has another size than ``shape``.
+        """
+        pixels = self.decode(self.path(index))
+        if pixels.shape != self.shape:
+            raise DataError(
+                f"{self.path(index)} is {pixels.shape[1]}x{pixels.shape[2]} but {self.path(0)} is "
+                f"{self.shape[1]}x{self.shape[2]}. Set image_size to bring all images to one size."
+            )
+        return torch.tensor(pixels), int(self.labels[index])
+
+    def select(self, indices: Tensor | Sequence[int]) -> "ImageFiles":
+        """Return the images at ``indices``, in that order."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return replace(self, paths=self.paths[index.numpy()], labels=self.labels[index])
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of shape, names, sizes of files and labels, in hexadecimal.
+
+        Raises:
+            DataError: If a file is missing.
+        """
+        digest = hashlib.sha256(repr(self.shape).encode())
+        for index in range(len(self)):
+            path = self.path(index)
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise DataError(f"{path}: expected an image file; got {error.strerror}.") from error
+            digest.update(bytes(self.paths[index]) + b"\0%d\0" % size)
+        digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -134,12 +212,23 @@ def check_logits(logits: object, labels: Tensor, *, where: str) -> Tensor:
     Raises:
         DataError: If the network's output has another shape or a label is out of range.
     """
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
+    return check_classes(logits, len(labels), int(labels.max()), where=where)
+
+
+def check_classes(logits: object, count: int, highest: int, *, where: str) -> Tensor:
+    """Return ``logits`` if they are ``[count, classes]`` and ``highest`` is one of the classes.
+
+    Unlike :func:`check_logits` it does not wait for the device.
+
+    Raises:
+        DataError: If not.
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count:
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise DataError(f"{where}: the network must return logits [batch, classes]; got {got}.")
-    if int(labels.max()) >= logits.shape[1]:
+    if highest >= logits.shape[1]:
         raise DataError(
-            f"{where}: label {int(labels.max())} is out of range: the network has {logits.shape[1]} classes "
+            f"{where}: label {highest} is out of range: the network has {logits.shape[1]} classes "
             f"(0 to {logits.shape[1] - 1})."
         )
     return logits

@@ -61,26 +61,78 @@ def fold_batchnorm(model: nn.Module, example_inputs: Tensor | None = None) -> Fo
     norms = [name for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
     if not norms:
         return Folding(network, folded=0, left=())
+    pairs, reason = foldable_pairs(network, example_inputs)
+    left = set(norms)
+    for pair in pairs:
+        if _absorb(pair.layer, pair.norm):
+            remove_norm(network, pair)
+            left.discard(pair.norm_name)
+    kept = tuple(name for name in norms if name in left)
+    return Folding(network, folded=len(norms) - len(kept), left=kept, skipped_reason=reason)
+
+
+@dataclass(frozen=True)
+class FoldablePair:
+    """A layer and the batch normalisation right after it, which the layer can take up exactly."""
+
+    layer: Layer
+    norm: _BatchNorm
+    norm_name: str
+
+
+def foldable_pairs(
+    network: nn.Module, example_inputs: Tensor | None = None
+) -> tuple[tuple[FoldablePair, ...], str | None]:
+    """Return the pairs that :func:`fold_batchnorm` would fold, and why the network could not be looked at.
+
+    Args:
+        network: In eval mode; not changed.
+        example_inputs: As for :func:`fold_batchnorm`.
+
+    Raises:
+        ModelError: If the network cannot be called with ``example_inputs``.
+    """
     try:
-        # A copy of the copy: a forward that stores what it computes would leave traces in the network.
+        # A copy: a forward that stores what it computes would leave traces in the network.
         graph = fx.Tracer().trace(copy.deepcopy(network))
     except Exception as error:  # noqa: BLE001  # tracing runs the user's own code, which may raise anything
-        reason = f"torch.fx cannot trace {type(model).__name__}: {_first_line(error)}"
-        return Folding(network, folded=0, left=tuple(norms), skipped_reason=reason)
+        return (), f"torch.fx cannot trace {type(network).__name__}: {_first_line(error)}"
     modules = dict(network.named_modules(remove_duplicate=False))
-    pairs = list(_exact_pairs(graph, modules))
-    dims = _output_dims(network, [modules[layer] for layer, _ in pairs], example_inputs)
-    left = set(norms)
-    for layer_name, norm_name in pairs:
+    names = list(_exact_pairs(graph, modules))
+    dims = _output_dims(network, [modules[layer] for layer, _ in names], example_inputs)
+    found: list[FoldablePair] = []
+    for layer_name, norm_name in names:
         layer, norm = modules[layer_name], modules[norm_name]
         assert isinstance(layer, Layer)
         assert isinstance(norm, _BatchNorm)
         known = dims.get(id(layer), None if isinstance(layer, nn.Linear) else _OUTPUT_DIMS[type(layer)])
-        if known == _OUTPUT_DIMS[type(layer)] and _absorb(layer, norm):
-            _replace(network, norm_name, nn.Identity().eval())
-            left.discard(norm_name)
-    kept = tuple(name for name in norms if name in left)
-    return Folding(network, folded=len(norms) - len(kept), left=kept)
+        tracked = norm.running_mean is not None and norm.running_var is not None
+        if known == _OUTPUT_DIMS[type(layer)] and tracked and norm.num_features == layer.weight.shape[0]:
+            found.append(FoldablePair(layer, norm, norm_name))
+    return tuple(found), None
+
+
+def remove_norm(network: nn.Module, pair: FoldablePair) -> None:
+    """Put an identity in place of a normalisation that its layer has taken up."""
+    _replace(network, pair.norm_name, nn.Identity().eval())
+
+
+def folded_values(
+    weight: Tensor, bias: Tensor | None, norm: _BatchNorm, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return the weight and bias of a layer and its normalisation in eval mode together, in ``dtype``."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean = norm.running_mean.to(dtype)
+    scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+    if norm.affine:
+        scale = scale * norm.weight.to(dtype)
+    shift = -mean * scale
+    if norm.affine:
+        shift = norm.bias.to(dtype) - mean * scale
+    if bias is not None:
+        shift = shift + bias.to(dtype) * scale
+    return weight.to(dtype) * scale.reshape(-1, *[1] * (weight.ndim - 1)), shift
 
 
 def _exact_pairs(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[tuple[str, str]]:
@@ -135,18 +187,8 @@ def _output_dims(
 
 def _absorb(layer: Layer, norm: _BatchNorm) -> bool:
     """Give ``layer`` the weight and bias of layer and normalisation together; ``False`` if impossible."""
-    if norm.running_mean is None or norm.running_var is None or norm.num_features != layer.weight.shape[0]:
-        return False
     with torch.no_grad():
-        mean, variance = norm.running_mean.double(), norm.running_var.double()
-        scale = torch.rsqrt(variance + norm.eps)
-        shift = -mean * scale
-        if norm.affine:
-            scale = scale * norm.weight.double()
-            shift = norm.bias.double() - mean * scale
-        if layer.bias is not None:
-            shift = shift + layer.bias.double() * scale
-        weight = layer.weight.double() * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
+        weight, shift = folded_values(layer.weight, layer.bias, norm, torch.float64)
         # Adding zero turns -0.0, the product of a removed weight and a negative scale, into +0.0.
         folded = [tensor.to(layer.weight.dtype) + 0.0 for tensor in (weight, shift)]
     if not all(bool(tensor.isfinite().all()) for tensor in folded):

@@ -16,6 +16,7 @@ from robustcompress.errors import ConfigError
 from robustcompress.pruning.budgets import Budget
 from robustcompress.pruning.patterns import Site
 from robustcompress.pruning.scores import Score
+from robustcompress.pruning.selection import keep_largest
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -30,28 +31,6 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (scores,) = ctx.saved_tensors
         return gradients[0] * scores.sign(), None
-
-
-def keep_largest(scores: Tensor, removed: int) -> Tensor:
-    """Return a bool mask, shaped like ``scores``, that drops exactly the ``removed`` smallest ``|scores|``.
-
-    Found by a partition in linear time. Among equal scores at the threshold the later ones are kept.
-
-    Raises:
-        ConfigError: If ``removed`` is negative or exceeds the number of scores.
-    """
-    flat = scores.detach().abs().reshape(-1)
-    if not 0 <= removed <= flat.numel():
-        raise ConfigError(f"expected to remove 0 to {flat.numel()} of {flat.numel()} scores; got {removed}.")
-    if removed == 0:
-        return torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
-    threshold = flat.kthvalue(removed).values
-    mask = flat > threshold
-    missing = flat.numel() - removed - int(mask.sum())
-    if missing:
-        ties = (flat == threshold).nonzero().flatten()
-        mask[ties[len(ties) - missing :]] = True
-    return mask.reshape(scores.shape)
 
 
 class Masking(nn.Module):

@@ -13,12 +13,13 @@ from torch.func import functional_call
 
 from robustcompress.errors import ConfigError
 from robustcompress.pruning.budgets.uniform import Uniform
-from robustcompress.pruning.masking import Masking, keep_largest
+from robustcompress.pruning.masking import Masking
 from robustcompress.pruning.patterns import Plan
 from robustcompress.pruning.patterns.unstructured import Unstructured
 from robustcompress.pruning.scores import Score
 from robustcompress.pruning.scores.learned import Learned
 from robustcompress.pruning.scores.magnitude import Magnitude
+from robustcompress.pruning.selection import keep_largest
 
 
 class Case(Protocol):
