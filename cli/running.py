@@ -288,7 +288,9 @@ def execute(
     compressor = robustcompress.Compressor(
         recipe=recipe, run_dir=folder, resume=resume, allow_import=allow_import, sinks=sinks
     )
-    show_result(compressor.compress(), as_json=as_json)
+    result = compressor.compress()
+    if compressor.workers.is_main:
+        show_result(result, as_json=as_json)
 
 
 def show_plan(recipe: "Recipe", folder: Path, *, as_json: bool, allow_import: bool) -> None:

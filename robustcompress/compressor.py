@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from robustcompress.data import ImageSet
+from robustcompress.data import ImageFiles, ImageSet
 from robustcompress.errors import ConfigError, StorageError
 from robustcompress.events import Events, Sink
 from robustcompress.export.formats import Exported, Format
@@ -31,6 +31,7 @@ from robustcompress.storage.lock import RunLock
 from robustcompress.storage.rebuild import load_into
 from robustcompress.storage.sparse_file import METADATA_KEY, read_tensors
 from robustcompress.training.batches import Data, Source, as_source, first_batch
+from robustcompress.training.distributed import join_workers
 from robustcompress.zoo.networks import Network
 
 
@@ -79,6 +80,10 @@ class Compressor:
         sinks: Further receivers of events.
         allow_import: Let the recipe import a factory that it names.
 
+    Attributes:
+        workers: The processes of the run, where ``torchrun`` started several: all train, and the first alone
+            writes, exports and evaluates.
+
     Raises:
         RunLockedError: If another process works in ``run_dir``.
         ConfigError: If the recipe names no model or data and none was given, or ``run_dir`` holds another
@@ -109,7 +114,9 @@ class Compressor:
         network, architecture = _network(recipe, model, allow_import=allow_import)
         check_model(network.to(device), first_batch(sets.train), device)
         self.recipe = recipe
-        self._events = Events(sinks)
+        self.workers = join_workers(device)
+        # One process writes and speaks; the others train along.
+        self._events = Events(sinks if self.workers.is_main else ())
         self._context = Context(
             recipe=recipe,
             model=network,
@@ -124,6 +131,7 @@ class Compressor:
             classes=classes,
             data_name=recipe.data.kind if recipe.data else "",
             stop=self._interrupts.requested,
+            workers=self.workers,
         )
         start = _start(recipe, network, architecture)
         if model is None and recipe.weights is None and "pretrain" not in recipe.stages and not resume:
@@ -131,7 +139,7 @@ class Compressor:
                 "the network begins with freshly drawn weights and is not pretrained; name --weights, or run "
                 "the stage pretrain too."
             )
-        with RunLock(self.run_dir):
+        with self._locked():
             self._run = Run(self._context, start, resume=resume)
 
     def inspect(self) -> Inspection:
@@ -174,7 +182,7 @@ class Compressor:
         """
         chosen = self.recipe.export[0] if format is None else _format(self.recipe, format)
         target = Path(path) if path else self.run_dir / "export" / f"model{chosen.suffix}"
-        with RunLock(self.run_dir):
+        with self._locked():
             written = export_one(chosen, self._context, self._run.latest, target)
             if written.path.parent == self.run_dir / "export":
                 kept = [item for item in self._run.exported if item.path != written.path]
@@ -188,12 +196,17 @@ class Compressor:
         assert report is not None
         return report
 
+    def _locked(self) -> AbstractContextManager[object]:
+        return RunLock(self.run_dir) if self.workers.is_main else nullcontext()
+
     def _go(self, stages: Iterable[str]) -> Result:
         with ExitStack() as stack:
-            stack.enter_context(RunLock(self.run_dir))
+            stack.enter_context(self._locked())
             stack.enter_context(self._interrupts)
-            own: list[Sink] = [stack.enter_context(JsonlSink(self.run_dir / "events.jsonl"))]
-            if self._progress:
+            own: list[Sink] = []
+            if self.workers.is_main:
+                own.append(stack.enter_context(JsonlSink(self.run_dir / "events.jsonl")))
+            if self.workers.is_main and self._progress:
                 own.append(stack.enter_context(ConsoleSink()))
             for sink in own:
                 self._events.add(sink)
@@ -272,8 +285,8 @@ def _data(
     if train is None:
         if recipe.data is None:
             raise ConfigError("no data: pass train=, or name a data set in the recipe (data: fashion_mnist).")
-        train = recipe.data.load("train")
-        test = recipe.data.load("test") if test is None else test
+        train = recipe.data.open("train")
+        test = recipe.data.open("test") if test is None else test
 
     def source(data: Data, name: str) -> Source:
         return as_source(
@@ -282,6 +295,7 @@ def _data(
             seed=recipe.seed,
             augmentation=recipe.augmentation if name == "train" else None,
             device=device,
+            loader_workers=recipe.loader_workers,
             name=name,
         )
 
@@ -294,10 +308,10 @@ def _data(
         held_out = source(validation, "validation")
     judged = None if test is None else source(test, "test")
     classes: tuple[str, ...] = ()
-    if isinstance(train, ImageSet):
+    if isinstance(train, ImageSet | ImageFiles):
         classes = train.classes
         if isinstance(recipe.model, Network):
-            _, channels, _, size = train.images.shape
+            channels, _, size = train.shape
             fitted = recipe.model.fitted(in_channels=channels, num_classes=len(classes), image_size=size)
             recipe = recipe.model_copy(update={"model": fitted})
     return _Sources(training, held_out, judged), classes, recipe

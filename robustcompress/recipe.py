@@ -29,7 +29,7 @@ from robustcompress.robustness.attacks import Attack
 from robustcompress.robustness.threat import Threat
 from robustcompress.training.augmentation import Augmentation
 from robustcompress.training.objectives import Objective
-from robustcompress.training.settings import StageSettings, ValidationSettings
+from robustcompress.training.settings import StageSettings, StepSettings, ValidationSettings
 from robustcompress.training.step import Precision
 from robustcompress.zoo.datasets import DataSet
 from robustcompress.zoo.networks import Network
@@ -142,8 +142,13 @@ class Recipe(BaseModel):
         stages: Which to run, in their fixed order.
         seed: Of everything.
         device: ``auto`` takes a GPU if there is one.
+        step: How a training step is computed: speed and memory.
         precision: ``fp32`` exact, ``tf32`` or ``bf16`` autocast in training.
+        loader_workers: Processes that decode images of files and items of a Dataset; ``None`` takes a
+            suitable number for image folders, a DataLoader's own, and none for any other Dataset.
+        checkpoint_steps: Save the state within a stage after so many steps; ``None`` goes by time alone.
         checkpoint_seconds: Save the state within a stage at least that often.
+        keep_checkpoints: How many states of a stage stay on the disk while it trains.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -183,8 +188,12 @@ class Recipe(BaseModel):
     stages: tuple[StageName, ...] = STAGES
     seed: int = Field(default=0, ge=0)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    step: StepSettings = StepSettings()
     precision: Precision = "fp32"
+    loader_workers: int | None = Field(default=None, ge=0)
+    checkpoint_steps: int | None = Field(default=None, ge=1)
     checkpoint_seconds: float = Field(default=300, gt=0)
+    keep_checkpoints: int = Field(default=2, ge=1)
 
     @model_validator(mode="before")
     @classmethod

@@ -20,6 +20,7 @@ from robustcompress.recipe import Recipe
 from robustcompress.storage.artifact import Artifact
 from robustcompress.storage.rebuild import load_into
 from robustcompress.training.batches import Batch, Source
+from robustcompress.training.distributed import SOLO, Workers, own_gpu
 
 EXAMPLES = 8
 """Images used to trace, to count operations and to compare exports."""
@@ -46,6 +47,7 @@ class Context:
         run_dir: Where everything is written.
         events: Where progress goes.
         stop: Asked between steps; ``True`` ends the run in good order.
+        workers: The processes of the run; the first alone writes.
     """
 
     recipe: Recipe
@@ -61,6 +63,7 @@ class Context:
     classes: tuple[str, ...] = ()
     data_name: str = ""
     stop: Callable[[], bool] = _never
+    workers: Workers = SOLO
     warnings: list[str] = field(default_factory=list[str])
     _plan: Plan | None = None
     _fingerprint: str = ""
@@ -144,12 +147,14 @@ def versions() -> dict[str, str]:
 def resolve_device(name: str) -> torch.device:
     """Return the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` names.
 
+    Of several processes on one machine each gets a GPU of its own, unless one is named.
+
     Raises:
         ConfigError: If there is no such GPU.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+        return own_gpu(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = own_gpu(torch.device(name))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ConfigError(f"device {name!r} asked for, but torch sees {count} CUDA devices. Use device cpu.")

@@ -30,8 +30,21 @@ MAKERS: dict[str, Callable[[Context, Artifact], Artifact]] = {
 }
 """Stages that turn one artifact into the next."""
 
+TRAINING = ("pretrain", "prune", "finetune")
+"""Stages that all processes of a run share."""
+
 # What may differ between the recipe of a run and the one that resumes it.
-_FREE = ("name", "stages", "device", "checkpoint_seconds", "evaluation", "export")
+_FREE = (
+    "name",
+    "stages",
+    "device",
+    "loader_workers",
+    "checkpoint_steps",
+    "checkpoint_seconds",
+    "keep_checkpoints",
+    "evaluation",
+    "export",
+)
 
 
 class Run:
@@ -52,9 +65,12 @@ class Run:
         self._latest = start
         self.exported: list[Exported] = []
         self.report: Report | None = None
-        self._prepare_folder(resume)
-        if resume:
-            self._take_up()
+        self._finished: set[str] = set()
+        if context.workers.is_main:
+            self._prepare_folder(resume)
+            if resume:
+                self._take_up()
+        self._latest, self._finished = context.workers.from_main((self._latest, self._finished))
 
     @property
     def latest(self) -> Artifact:
@@ -70,6 +86,9 @@ class Run:
         """Run ``stages`` in their fixed order; those that are finished already are not run again."""
         context, started = self.context, time.monotonic()
         ordered = [stage for stage in STAGES if stage in stages]
+        if not context.workers.is_main:
+            # What follows training is one process's work.
+            ordered = [stage for stage in ordered if stage in TRAINING]
         context.events(RunStarted(str(context.run_dir), tuple(ordered), str(context.device)))
         for stage in ordered:
             try:
@@ -96,14 +115,16 @@ class Run:
             context.events(StageDone(stage, time.monotonic() - started, str(context.run_dir / "export")))
             return
         folder = self.folder_of(stage)
-        if has_artifact(folder):
+        if stage in self._finished:
             context.events(StageDone(stage, 0.0, str(folder), reused=True))
             return
         if stage == "compact":
             context.events(StageStarted(stage, 0, 1))
         self._latest = MAKERS[stage](context, self._latest)
-        save_artifact(self._latest, folder)
-        shutil.rmtree(context.run_dir / "checkpoints" / stage, ignore_errors=True)
+        self._finished.add(stage)
+        if context.workers.is_main:
+            save_artifact(self._latest, folder)
+            shutil.rmtree(context.run_dir / "checkpoints" / stage, ignore_errors=True)
         context.events(StageDone(stage, time.monotonic() - started, str(folder)))
 
     def stage_artifacts(self) -> dict[str, Artifact]:
@@ -137,6 +158,7 @@ class Run:
             folder = self.folder_of(stage)
             if not has_artifact(folder):
                 continue
+            self._finished.add(stage)
             self._latest = load_artifact(folder)
             if self._latest.data_fingerprint != self.context.fingerprint:
                 raise ConfigError(

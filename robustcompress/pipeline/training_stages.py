@@ -111,9 +111,13 @@ def _train(context: Context, stage: str, settings: StageSettings, masking: Maski
         seed=recipe.seed,
         device=torch.device(context.device),
         precision=recipe.precision,
+        step=recipe.step,
         events=context.events,
-        checkpoint=context.run_dir / "checkpoints" / stage,
+        workers=context.workers,
+        checkpoint=context.run_dir / "checkpoints" / stage if context.workers.is_main else None,
+        checkpoint_steps=recipe.checkpoint_steps,
         checkpoint_seconds=recipe.checkpoint_seconds,
+        keep_checkpoints=recipe.keep_checkpoints,
         stop=context.stop,
     ).run()
 
@@ -121,6 +125,8 @@ def _train(context: Context, stage: str, settings: StageSettings, masking: Maski
 def _metrics(trained: Trained) -> dict[str, Any]:
     return {
         "seconds": trained.seconds,
+        "input_share": trained.input_share,
+        "peak_bytes": trained.peak_bytes,
         "history": [asdict(record) for record in trained.history],
         "selected": asdict(trained.selected) if trained.selected else None,
     }

@@ -37,7 +37,10 @@ class Region:
 
         Neither ``points`` nor ``gradient`` is changed: a gradient may share memory with the network.
         """
-        return self.project(self.threat.steepest(gradient).mul_(step_size).add_(points))
+        direction = self.threat.steepest(gradient)
+        if isinstance(step_size, float):
+            return self.project(torch.add(points, direction, alpha=step_size, out=direction))
+        return self.project(direction.mul_(step_size).add_(points))
 
     def select(self, keep: Tensor) -> "Region":
         """Return the region around the rows that ``keep`` (bool or indices) names."""

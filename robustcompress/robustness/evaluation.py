@@ -152,13 +152,48 @@ def robust_accuracy(
         DataError: If there are no batches, or one is not what it must be.
         ModelError: If a logit is not finite, the attack finds no gradient to follow or leaves the threat.
     """
-    count, clean, robust = 0, 0, 0
+    clean, robust, count = robust_counts(
+        predictor, batches, threat=threat, attack=attack, seed=seed, device=device, limit=limit
+    )
+    return clean / count, robust / count
+
+
+def robust_counts(
+    predictor: Predictor,
+    batches: Batches,
+    *,
+    threat: Threat,
+    attack: Attack,
+    seed: int,
+    device: torch.device | str,
+    limit: int | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> tuple[int, int, int]:
+    """Return how many images are right clean, how many under ``attack`` too, and how many there are.
+
+    Args:
+        predictor: This and the next six are those of :func:`robust_accuracy`.
+        batches: Read once.
+        threat: What the attack may do.
+        attack: The attack.
+        seed: Of every random number.
+        device: Where the images go.
+        limit: Judge the first ``limit`` images only.
+        share: (i, n) judges the i-th of every n batches. The n shares add up to the whole, for the random
+            numbers of a batch depend on its place alone.
+
+    Raises:
+        ConfigError, DataError, ModelError: As for :func:`robust_accuracy`.
+    """
+    clean, robust, count = 0, 0, 0
     for batch in checked_batches(batches, device=device, limit=limit):
+        if batch.index % share[1] != share[0]:
+            continue
         standing = right_rows(predictor, batch, batch.images, attack="clean")
         count += len(batch.labels)
         clean += len(standing.labels)
         robust += len(survivors(attack, predictor, standing, threat=threat, seed=seed).labels)
-    return clean / count, robust / count
+    return clean, robust, count
 
 
 def _classes(judges: Mapping[str, Predictor], images: Tensor, batch: Batch, attack: str) -> dict[str, Tensor]:

@@ -65,16 +65,19 @@ class Threat(BaseModel):
 
     def random_point(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return a point drawn uniformly from the ball around each image, clipped to the pixel range."""
+        return (images + self.random_offset(images, generator)).clamp(self.lower, self.upper)
+
+    def random_offset(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        """Return points drawn uniformly from the ball around zero, shaped and placed ``like`` images."""
+        shape, device, dtype = like.shape, like.device, like.dtype
         if self.norm == "linf":
-            noise = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-            delta = (2 * noise - 1) * self.eps
-        else:
-            delta = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-            radius = torch.rand(len(images), generator=generator, device=images.device, dtype=images.dtype)
-            # The ball's volume within r grows as r**count, so this radius is uniform over volume.
-            radius = radius ** (1 / images[0].numel()) * self.eps
-            delta = self.steepest(delta) * radius.reshape(-1, *[1] * (images.ndim - 1))
-        return (images + delta).clamp(self.lower, self.upper)
+            noise = torch.rand(shape, generator=generator, device=device, dtype=dtype)
+            return (2 * noise - 1) * self.eps
+        delta = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+        radius = torch.rand(len(like), generator=generator, device=device, dtype=dtype)
+        # The ball's volume within r grows as r**count, so this radius is uniform over volume.
+        radius = radius ** (1 / like[0].numel()) * self.eps
+        return self.steepest(delta) * radius.reshape(-1, *[1] * (like.ndim - 1))
 
     def lengths(self, delta: Tensor) -> Tensor:
         """Return each row's length in ``norm``; ``[batch, 1, ...]``, ready to divide ``delta`` by."""

@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -29,10 +29,14 @@ _SYNC = os.O_RDWR if _WINDOWS else os.O_RDONLY
 _FOLDERS_HAVE_NO_SYNC = (errno.EINVAL, errno.ENOTSUP)
 
 
-def write_bytes(path: Path, data: bytes | bytearray | memoryview) -> None:
+def write_bytes(path: Path, data: bytes | bytearray | memoryview | Sequence[bytes | memoryview]) -> None:
     """Replace the file ``path`` by ``data``, atomically and durably; missing folders are made.
 
     The file gets mode 0644 less the umask, as one would expect of a file that others are to read.
+
+    Args:
+        path: The file.
+        data: Its bytes, whole or in pieces that follow each other.
 
     Raises:
         StorageError: If it cannot be written. The old file, if any, is then untouched.
@@ -47,7 +51,8 @@ def write_bytes(path: Path, data: bytes | bytearray | memoryview) -> None:
             alive.enter_context(held(temporary))
         try:
             try:
-                _write_all(descriptor, memoryview(data))
+                for piece in [data] if isinstance(data, bytes | bytearray | memoryview) else data:
+                    _write_all(descriptor, memoryview(piece))
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -56,6 +61,18 @@ def write_bytes(path: Path, data: bytes | bytearray | memoryview) -> None:
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the files in the making that killed processes left in ``folder``, whatever their names.
+
+    ``write_bytes`` looks only for those of the file that it writes.
+
+    Raises:
+        StorageError: If the folder is missing or cannot be locked.
+    """
+    with explained("clean", folder), held(folder):
+        _remove_unheld(folder, re.compile(r"\..+\.tmp-[0-9a-f]{8}"))
 
 
 def read_bytes(path: Path, *, max_bytes: int) -> bytes:
@@ -192,15 +209,18 @@ def _settle(path: Path) -> None:
 
 def _sweep(path: Path, kind: str) -> None:
     """Remove leftovers of ``path`` that no living process holds; failing to is no one's loss."""
+    _remove_unheld(path.parent, re.compile(re.escape(f".{path.name}.{kind}-") + "[0-9a-f]{8}"))
+
+
+def _remove_unheld(folder: Path, pattern: re.Pattern[str]) -> None:
     if _WINDOWS:
         return  # folders have no locks there, so that leftovers cannot be told from work in progress
-    pattern = re.compile(re.escape(f".{path.name}.{kind}-") + "[0-9a-f]{8}")
     try:
-        names = [name for name in os.listdir(path.parent) if pattern.fullmatch(name)]
+        names = [name for name in os.listdir(folder) if pattern.fullmatch(name)]
     except PermissionError:
         return
     for name in names:
-        leftover = path.with_name(name)
+        leftover = folder / name
         with suppress(OSError):
             descriptor = os.open(leftover, os.O_RDONLY)
             try:

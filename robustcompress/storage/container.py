@@ -46,6 +46,15 @@ class Entry:
 def pack(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
     """Return a safetensors file; the same content gives the same bytes.
 
+    Raises:
+        StorageError: If a name is reserved or not valid Unicode.
+    """
+    return b"".join(pieces(entries, metadata))
+
+
+def pieces(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
+    """Return what :func:`pack` joins, to be written one after the other: arrays are not copied.
+
     Arrays lie by falling item size, then by name, so that each is aligned to its items.
 
     Raises:
@@ -57,11 +66,12 @@ def pack(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
         )
     names = sorted(entries, key=lambda name: (-entries[name].values.itemsize, name))
     header: dict[str, object] = {_METADATA: dict(sorted(metadata.items()))}
-    blocks: list[bytes] = []
+    blocks: list[memoryview] = []
     end = 0
     for name in names:
         entry = entries[name]
-        block = entry.values.astype(entry.values.dtype.newbyteorder("<"), copy=False).tobytes()
+        values = entry.values.astype(entry.values.dtype.newbyteorder("<"), copy=False)
+        block = np.ascontiguousarray(values).view(np.uint8).data
         header[name] = {
             "dtype": entry.code,
             "shape": list(entry.shape),
@@ -76,7 +86,7 @@ def pack(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
             "expected names of valid Unicode; a tensor's name has a lone surrogate."
         ) from error
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *blocks])
+    return [len(text).to_bytes(8, "little"), text, *blocks]
 
 
 def unpack(data: bytes, *, where: str) -> tuple[dict[str, Entry], dict[str, str]]:

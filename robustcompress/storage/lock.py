@@ -21,11 +21,18 @@ if sys.platform == "win32":
         # One byte far behind the text, which stays readable: a lock forbids reading there.
         os.lseek(descriptor, 1 << 30, os.SEEK_SET)
         msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+
+    def _unlock(descriptor: int) -> None:
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
 else:
     import fcntl
 
     def _lock(descriptor: int, *, wait: bool) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+    def _unlock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def try_lock(descriptor: int) -> bool:
@@ -61,6 +68,9 @@ def held(path: Path) -> Generator[None]:
             _lock(descriptor, wait=True)
         yield
     finally:
+        # Closing alone would leave the lock to a process forked meanwhile, which has the descriptor too.
+        with suppress(OSError):
+            _unlock(descriptor)
         os.close(descriptor)
 
 

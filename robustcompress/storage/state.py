@@ -1,4 +1,4 @@
-"""Training checkpoints without pickle: exact bits of tensors, and plain values, in one file.
+"""Training states without pickle: exact bits of tensors, and plain values, in one file.
 
 The state of an optimizer becomes such tensors and values, and back.
 """
@@ -15,11 +15,10 @@ from torch import Tensor
 
 from robustcompress.errors import StorageError
 from robustcompress.storage.atomic import read_bytes, write_bytes
-from robustcompress.storage.container import Entry, pack, unpack
+from robustcompress.storage.container import Entry, pieces, unpack
 from robustcompress.storage.dtypes import DTYPES, to_array, to_tensor
 from robustcompress.storage.strict_json import dump, parse, shown, validated
 
-STATE_FILE = "state.safetensors"
 METADATA_KEY = "robustcompress-state"
 SCHEMA = 1
 _NO_LIMIT = 2**63  # tensors are dense here: they take no more than their file
@@ -41,14 +40,13 @@ class _OptimizerState(BaseModel):
     param_groups: list[Any]
 
 
-def save_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, object]) -> None:
-    """Replace the training state in ``folder`` by this one, atomically and durably.
+def save_state(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, object]) -> None:
+    """Write a training state, atomically and durably.
 
-    It is one file, ``state.safetensors``, which any safetensors library can read; nothing else in the
-    folder is touched.
+    It is one file, which any safetensors library can read.
 
     Args:
-        folder: Made if it is missing.
+        path: A state of that name is replaced; missing folders are made.
         tensors: Kept bit for bit, negative zeros too; devices and strides are not kept.
         values: Plain data with text keys; NaN and infinities are allowed, tuples come back as lists.
 
@@ -56,28 +54,23 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str,
         StorageError: If a tensor or value cannot be stored or the file cannot be written. The old state,
             if any, is then untouched.
     """
-    path = Path(folder) / STATE_FILE
+    path = Path(path)
     entries: dict[str, Entry] = {}
     for name, tensor in tensors.items():
         dtype, array = to_array(name, tensor)
         entries[name] = Entry(dtype.code, tuple(tensor.shape), array)
     text = dump(values, where="values", finite=False)
     metadata = {"schema_version": SCHEMA, "sha256": _digest(entries, text), "values": text}
-    write_bytes(path, pack(entries, {METADATA_KEY: dump(metadata, where=str(path))}))
+    write_bytes(path, pieces(entries, {METADATA_KEY: dump(metadata, where=str(path))}))
 
 
-def has_state(folder: Path) -> bool:
-    """Return whether a state was ever saved in ``folder``."""
-    return (Path(folder) / STATE_FILE).exists()
-
-
-def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Return the tensors (on the CPU) and the values of the state in ``folder``.
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Return the tensors (on the CPU) and the values of a state.
 
     Raises:
         StorageError: If there is none or it is damaged; the message names the file and the field.
     """
-    path = Path(folder) / STATE_FILE
+    path = Path(path)
     entries, metadata = unpack(read_bytes(path, max_bytes=_NO_LIMIT), where=str(path))
     if set(metadata) != {METADATA_KEY}:
         raise StorageError(f"{path} is no training state: expected the one metadata key {METADATA_KEY!r}.")
@@ -99,8 +92,8 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     dictionaries of them: all of torch.optim.
 
     Returns:
-        Copies of the state's tensors, on the CPU, by name; and the rest (hyper-parameters, numbers, and
-        where each tensor belongs) as plain data.
+        The state's tensors by name, not copied: the optimizer's next step changes them. And the rest
+        (hyper-parameters, numbers, and where each tensor belongs) as plain data.
 
     Raises:
         StorageError: If the state holds anything else.
@@ -182,7 +175,7 @@ def _parameter_shapes(optimizer: torch.optim.Optimizer) -> list[list[int]]:
 def _encoded(value: object, path: str, tensors: dict[str, Tensor]) -> object:
     """Return ``value`` as plain data; its tensors go to ``tensors`` under their path."""
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().to("cpu", copy=True)
+        tensors[path] = value.detach()
         return {"tensor": path}
     if isinstance(value, tuple):
         return {"tuple": [_encoded(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]}

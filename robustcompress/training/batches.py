@@ -8,20 +8,25 @@ can be taken up in its middle bit for bit.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import closing
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
 
-from robustcompress.data import ImageSet, as_pixels, check_batch, stratified_split
+from robustcompress.data import ImageFiles, ImageSet, as_pixels, check_batch, stratified_split
 from robustcompress.errors import DataError
-from robustcompress.seeding import borrowed_generators, derive_seed, generator_for, seed_globals
+from robustcompress.seeding import derive_seed, generator_for
 from robustcompress.training.augmentation import Augmentation
+from robustcompress.training.distributed import SOLO, Workers
+from robustcompress.training.loading import Loading, SeededItems, usual_workers
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 Data: TypeAlias = ImageSet | Dataset[Any] | Iterable[Batch]
 """What users may pass: images in memory, a map-style Dataset, a DataLoader, or any iterable of batches."""
+
+_IN_ORDER = -1  # in place of an epoch's number: for evaluation
 
 
 class Source(ABC):
@@ -30,13 +35,19 @@ class Source(ABC):
     exact: bool
     """Whether an epoch can be continued from its middle."""
 
+    advice: str | None = None
+    """What to change if training waits for these data; ``None`` if nothing helps."""
+
     @abstractmethod
     def steps(self) -> int:
         """Return the number of batches of an epoch."""
 
     @abstractmethod
-    def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
-        """Yield the batches of epoch ``number`` from batch ``skip`` on."""
+    def epoch(self, number: int, *, skip: int = 0, workers: Workers = SOLO) -> Iterator[Batch]:
+        """Yield the batches of epoch ``number`` from batch ``skip`` on; of each, the rows of this process.
+
+        Together the processes get what one would get alone, image for image.
+        """
 
     @abstractmethod
     def in_order(self) -> Iterable[Batch]:
@@ -63,6 +74,9 @@ class Source(ABC):
     def count(self) -> int | None:
         """Number of images, if known."""
 
+    def close(self) -> None:  # noqa: B027  # most sources have nothing to end
+        """End processes that were kept for the next epoch; one may follow nevertheless."""
+
 
 class MemorySource(Source):
     """Images held as bytes on the training device and augmented there."""
@@ -86,14 +100,17 @@ class MemorySource(Source):
     def steps(self) -> int:
         return -(-len(self.images) // self._batch_size)
 
-    def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, *, skip: int = 0, workers: Workers = SOLO) -> Iterator[Batch]:
         order = torch.randperm(len(self.images), generator=generator_for("cpu", self._seed, "order", number))
         order = order.to(self.images.images.device)
         for step in range(skip, self.steps()):
             index = order[step * self._batch_size : (step + 1) * self._batch_size]
             images = self.images.images[index]
             generator = generator_for(images.device, self._seed, "augment", number, step)
-            yield as_pixels(self._augmentation.apply(images, generator)), self.images.labels[index]
+            rows = workers.rows(len(index))
+            # Augmented as a whole: an image gets the same random numbers whichever process it goes to.
+            whole = self._augmentation.apply(images, generator)
+            yield as_pixels(whole[rows]), self.images.labels[index][rows]
 
     def in_order(self) -> Iterable[Batch]:
         return _Reiterable(lambda: self.images.batches(max(256, self._batch_size)))
@@ -122,21 +139,20 @@ class MemorySource(Source):
         return len(self.images)
 
 
-class _SeededItems(Dataset[Any]):
-    """A Dataset asked for (index, seed): the item is made with the global generators seeded."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, key: tuple[int, int]) -> object:
-        index, seed = key
-        with borrowed_generators():
-            seed_globals(seed)
-            return self._dataset[index]
-
-
 class DatasetSource(Source):
-    """A map-style Dataset, loaded with torch's DataLoader in an order that follows from the seed."""
+    """A map-style Dataset, loaded with torch's DataLoader in an order that follows from the seed.
+
+    Args:
+        dataset: Map-style; :class:`ImageFiles` become pixels on ``device``.
+        batch_size: Images a batch.
+        seed: Of the order and of each item's random numbers.
+        shuffle: Whether epochs differ in their order.
+        drop_last: Whether an incomplete last batch is left out.
+        loader: Further arguments of the DataLoader; ``num_workers`` changes no number.
+        own_batch_size: Whether ``batch_size`` is the user's own and stays.
+        augmentation: Of :class:`ImageFiles`, each image by itself as it is loaded.
+        device: Where training runs.
+    """
 
     exact = True
 
@@ -150,6 +166,8 @@ class DatasetSource(Source):
         drop_last: bool = False,
         loader: dict[str, Any] | None = None,
         own_batch_size: bool = False,
+        augmentation: Augmentation | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.dataset = dataset
         self._batch_size = batch_size
@@ -158,6 +176,12 @@ class DatasetSource(Source):
         self._drop_last = drop_last
         self._loader = loader or {}
         self._own_batch_size = own_batch_size
+        self._augmentation = augmentation
+        self._device = device
+        changed = augmentation if isinstance(dataset, ImageFiles) else None
+        self._training = Loading(SeededItems(dataset, changed), self._loader, persistent=True)
+        self._plain = Loading(SeededItems(dataset), self._loader, persistent=False)
+        self.advice = f"set loader_workers above {self._loader.get('num_workers', 0)}."
 
     @property
     def count(self) -> int:
@@ -167,24 +191,45 @@ class DatasetSource(Source):
         whole, rest = divmod(self.count, self._batch_size)
         return whole + (1 if rest and not self._drop_last else 0)
 
-    def _batches(self, order: list[int], epoch: int, skip: int, steps: int) -> Iterator[Batch]:
+    def _batches(
+        self, order: list[int], epoch: int, skip: int, steps: int, workers: Workers = SOLO
+    ) -> Iterator[Batch]:
         keys = [(index, derive_seed(self._seed, "item", epoch, index)) for index in order]
         size = self._batch_size
-        sampler = [keys[step * size : (step + 1) * size] for step in range(skip, steps)]
-        yield from DataLoader(_SeededItems(self.dataset), batch_sampler=sampler, **self._loader)
+        plan = [keys[step * size : (step + 1) * size] for step in range(skip, steps)]
+        loading = self._plain if epoch == _IN_ORDER else self._training
+        rows = [workers.rows(len(batch)) for batch in plan]
+        # A process without rows loads one image for its shape, and gives none of it.
+        loaded = [batch[own] or batch[:1] for batch, own in zip(plan, rows, strict=True)]
+        with closing(loading.batches(loaded)) as batches:
+            for batch, own in zip(batches, rows, strict=True):
+                if workers.size > 1 and own.start == own.stop:
+                    batch = _none_of(batch)
+                if not isinstance(self.dataset, ImageFiles):
+                    yield batch
+                    continue
+                images, labels = batch
+                yield as_pixels(images.to(self._device, non_blocking=True)), labels
 
-    def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, *, skip: int = 0, workers: Workers = SOLO) -> Iterator[Batch]:
         generator = generator_for("cpu", self._seed, "order", number)
         order = (
             torch.randperm(self.count, generator=generator).tolist() if self._shuffle else range(self.count)
         )
-        return self._batches(list(order), number, skip, self.steps())
+        return self._batches(list(order), number, skip, self.steps(), workers)
 
     def in_order(self) -> Iterable[Batch]:
         steps = -(-self.count // self._batch_size)
-        return _Reiterable(lambda: self._batches(list(range(self.count)), -1, 0, steps))
+        return _Reiterable(lambda: self._batches(list(range(self.count)), _IN_ORDER, 0, steps))
+
+    def close(self) -> None:
+        self._training.close()
 
     def split(self, fraction: float, *, seed: int) -> tuple[Source, Source]:
+        if isinstance(self.dataset, ImageFiles):
+            parts = stratified_split(self.dataset.labels, fraction, seed=seed)
+            kept, held_out = (self._with(self.dataset.select(part), self._batch_size) for part in parts)
+            return kept, held_out
         held = max(1, round(fraction * self.count))
         if held >= self.count:
             raise DataError(
@@ -206,14 +251,22 @@ class DatasetSource(Source):
             drop_last=self._drop_last,
             loader=self._loader,
             own_batch_size=self._own_batch_size,
+            augmentation=self._augmentation,
+            device=self._device,
         )
 
     def fingerprint(self) -> str:
-        """Hash the number of images and up to 16 of them, as they come in order."""
+        """Hash the number of images and up to 16 of them, as they come in order; of files, names and sizes.
+
+        Raises:
+            DataError: If a file is missing.
+        """
+        if isinstance(self.dataset, ImageFiles):
+            return self.dataset.fingerprint()
         digest = hashlib.sha256(f"{type(self.dataset).__qualname__} {self.count}".encode())
         step = max(1, self.count // 16)
         for index in range(0, self.count, step):
-            item = cast(tuple[object, object], _SeededItems(self.dataset)[index, derive_seed(0, index)])
+            item = cast(tuple[object, object], SeededItems(self.dataset)[index, derive_seed(0, index)])
             image = item[0]
             if isinstance(image, Tensor):
                 digest.update(image.detach().cpu().contiguous().numpy().tobytes())
@@ -225,6 +278,7 @@ class IterableSource(Source):
     """Any iterable of (images, labels); its order and its random numbers are its own affair."""
 
     exact = False
+    advice = "load batches in the background, or pass a Dataset and set loader_workers."
 
     def __init__(self, iterable: Iterable[Batch]) -> None:
         if iter(iterable) is iterable:
@@ -245,10 +299,17 @@ class IterableSource(Source):
             self._steps = len(cast(Sized, self.iterable)) if sized else sum(1 for _ in self.iterable)
         return self._steps
 
-    def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, *, skip: int = 0, workers: Workers = SOLO) -> Iterator[Batch]:
         if skip:
             raise DataError("this data cannot be taken up in the middle of an epoch.")
-        return iter(self.iterable)
+        if workers.size == 1:
+            return iter(self.iterable)
+        # Every process reads all of it, and must get the same: how to read less is the loader's own affair.
+        return ((images[rows], labels[rows]) for images, labels, rows in self._with_rows(workers))
+
+    def _with_rows(self, workers: Workers) -> Iterator[tuple[Tensor, Tensor, slice]]:
+        for images, labels in self.iterable:
+            yield images, labels, workers.rows(len(images))
 
     def in_order(self) -> Iterable[Batch]:
         return self.iterable
@@ -272,6 +333,11 @@ class IterableSource(Source):
         return digest.hexdigest()
 
 
+def _none_of(batch: Batch) -> Batch:
+    images, labels = batch
+    return images[:0], labels[:0]
+
+
 class _Reiterable:
     """Calls for a new iterator each time it is iterated."""
 
@@ -289,12 +355,23 @@ def as_source(
     seed: int,
     augmentation: Augmentation | None = None,
     device: torch.device | str = "cpu",
+    loader_workers: int | None = None,
     name: str = "train",
 ) -> Source:
     """Return the source for whatever a user passed.
 
     A DataLoader over a map-style Dataset with torch's own samplers is taken apart and rebuilt, so that its
     order can be resumed; its batch size, workers and collation stay. Any other loader is used as it is.
+
+    Args:
+        data: Images in memory or in files, a map-style Dataset, a DataLoader, or any iterable of batches.
+        batch_size: Of data that are not in batches yet.
+        seed: Of order, augmentation and items.
+        augmentation: Of images in memory and in files.
+        device: Where training runs.
+        loader_workers: Processes that load a Dataset's items; ``None`` takes a DataLoader's own number, a
+            suitable one for files, and none for any other Dataset.
+        name: For messages.
 
     Raises:
         DataError: If there are no images, or the first batch is not (images in [0, 1], labels).
@@ -305,9 +382,14 @@ def as_source(
             data, batch_size=batch_size, seed=seed, augmentation=augmentation, device=device
         )
     elif isinstance(data, DataLoader):
-        source = _from_loader(data, seed=seed)
+        source = _from_loader(data, seed=seed, device=device, loader_workers=loader_workers)
     elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        source = DatasetSource(data, batch_size=batch_size, seed=seed)
+        if loader_workers is None:
+            loader_workers = usual_workers(device) if isinstance(data, ImageFiles) else 0
+        loader = {"num_workers": loader_workers, "pin_memory": torch.device(device).type == "cuda"}
+        source = DatasetSource(
+            data, batch_size=batch_size, seed=seed, loader=loader, augmentation=augmentation, device=device
+        )
     else:
         source = IterableSource(cast("Iterable[Batch]", data))
     if source.count == 0 or source.steps() == 0:
@@ -335,7 +417,9 @@ def first_batch(source: Source, *, name: str = "train") -> Batch:
     raise DataError(f"{name}: there are no images in it.")
 
 
-def _from_loader(loader: "DataLoader[Any]", *, seed: int) -> Source:
+def _from_loader(
+    loader: "DataLoader[Any]", *, seed: int, device: torch.device | str, loader_workers: int | None
+) -> Source:
     sampler = loader.sampler
     shuffle = isinstance(sampler, RandomSampler)
     plain = type(sampler) is SequentialSampler
@@ -353,6 +437,12 @@ def _from_loader(loader: "DataLoader[Any]", *, seed: int) -> Source:
         "worker_init_fn": loader.worker_init_fn,
         "multiprocessing_context": loader.multiprocessing_context,
     }
+    if loader_workers is not None:
+        kept["num_workers"] = loader_workers
+        if loader_workers == 0:  # torch refuses these without workers
+            kept |= {"timeout": 0, "multiprocessing_context": None}
+    if torch.device(device).type == "cuda":
+        kept["pin_memory"] = True
     return DatasetSource(
         loader.dataset,
         batch_size=loader.batch_size,
@@ -361,4 +451,5 @@ def _from_loader(loader: "DataLoader[Any]", *, seed: int) -> Source:
         drop_last=loader.drop_last,
         loader=kept,
         own_batch_size=True,
+        device=device,
     )

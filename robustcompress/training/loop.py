@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -12,21 +13,19 @@ from torch.func import functional_call
 
 from robustcompress.errors import InterruptedRunError, TrainingError
 from robustcompress.events import EpochDone, Events, StageStarted, StepDone
-from robustcompress.robustness.evaluation import robust_accuracy
+from robustcompress.robustness.evaluation import robust_counts
 from robustcompress.robustness.threat import Threat
 from robustcompress.seeding import borrowed_generators, derive_seed
-from robustcompress.storage.state import (
-    flatten_optimizer,
-    has_state,
-    load_state,
-    restore_optimizer,
-    save_state,
-)
+from robustcompress.storage.state import flatten_optimizer, restore_optimizer
 from robustcompress.training.batches import Batch, Source
+from robustcompress.training.checkpoints import Checkpoints
+from robustcompress.training.distributed import SOLO, Workers
 from robustcompress.training.objectives import Moment, Objective
+from robustcompress.training.prefetch import Prefetch, waiting_advice
 from robustcompress.training.schedule import learning_rate
-from robustcompress.training.settings import StageSettings, ValidationSettings
-from robustcompress.training.step import Overrides, Precision, Stepper, autocast, shared_copy
+from robustcompress.training.settings import StageSettings, StepSettings, ValidationSettings
+from robustcompress.training.step import Overrides, Precision, Stepper, autocast
+from robustcompress.training.working import shared_copy
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,21 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class Trained:
-    """How a stage went. The model holds the selected epoch's weights."""
+    """How a stage went. The model holds the selected epoch's weights.
+
+    Attributes:
+        history: Every epoch.
+        selected: The epoch whose weights the model holds.
+        seconds: All that the stage took, over every process that worked on it.
+        input_share: Share of the steps' time that was spent waiting for data, 0 to 1, in this process.
+        peak_bytes: Most memory that tensors took on the GPU at once; ``None`` on a CPU.
+    """
 
     history: tuple[EpochRecord, ...]
     selected: EpochRecord | None
     seconds: float
+    input_share: float = 0.0
+    peak_bytes: int | None = None
 
 
 @dataclass
@@ -59,6 +68,14 @@ class _Position:
     losses: list[float] = field(default_factory=list[float])
     best: tuple[float, float] | None = None
     seconds: float = 0.0
+
+    def values(self) -> dict[str, object]:
+        """Return a copy as plain values."""
+        return {
+            **vars(self),
+            "losses": list(self.losses),
+            "history": [asdict(record) for record in self.history],
+        }
 
 
 @dataclass(frozen=True)
@@ -79,9 +96,13 @@ class Training:
         seed: Of the run.
         device: Where to train.
         precision: Of the forward passes.
+        step: How a step is computed.
+        workers: The processes that share each batch; the first of them alone has a ``checkpoint``.
         events: Where progress goes.
-        checkpoint: Folder for the state to resume from, or ``None``.
+        checkpoint: Folder for the states to resume from, or ``None``.
+        checkpoint_steps: Save after so many steps; ``None`` goes by time alone.
         checkpoint_seconds: Save at least that often; also at each epoch's end.
+        keep_checkpoints: How many states stay in the folder.
         stop: Asked after each step; ``True`` saves the state and ends the run.
     """
 
@@ -99,8 +120,12 @@ class Training:
     device: torch.device
     precision: Precision
     events: Events
+    step: StepSettings = field(default_factory=StepSettings)
+    workers: Workers = SOLO
     checkpoint: Path | None = None
+    checkpoint_steps: int | None = None
     checkpoint_seconds: float = 300.0
+    keep_checkpoints: int = 2
     stop: Callable[[], bool] = lambda: False
 
     def run(self) -> Trained:
@@ -115,19 +140,25 @@ class Training:
 
 
 class float32_math:  # noqa: N801  # used as a context manager, like torch's own
-    """Allow or forbid TF32 in float32 matrix products and convolutions on CUDA, and restore after."""
+    """Allow or forbid TF32 in float32 products and convolutions on CUDA, and restore after.
+
+    cuDNN tries its algorithms out for each shape meanwhile: a stage runs few shapes, thousands of times.
+    """
 
     def __init__(self, precision: Precision) -> None:
         self._allow = precision == "tf32"
 
     def __enter__(self) -> None:
-        self._before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+        cudnn = torch.backends.cudnn
+        self._before = (torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark)
         if torch.cuda.is_available():
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self._allow
+            torch.backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32 = self._allow
+            cudnn.benchmark = True
 
     def __exit__(self, *_: object) -> None:
+        cudnn = torch.backends.cudnn
         if torch.cuda.is_available():
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self._before
+            torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = self._before
 
 
 class _Loop:
@@ -142,6 +173,9 @@ class _Loop:
         self.rates = [rate for group, rate in ((beside, 1.0), (own, network if beside else 1.0)) if group]
         self.position = _Position()
         self.snapshot: dict[str, Tensor] = {}
+        self.checkpoints: Checkpoints | None = None
+        self.waited = self.stepped = self.input_share = 0.0
+        self.advised = False
         self.judged = shared_copy(training.model)
         self.stepper = Stepper(
             training.model,
@@ -153,26 +187,48 @@ class _Loop:
             precision=training.precision,
             clip_gradient=training.settings.clip_gradient,
             seed=derive_seed(training.seed, training.stage),
+            settings=training.step,
+            workers=training.workers,
+            warn=training.events.warning,
         )
 
     def run(self) -> Trained:
         t = self.t
+        with ExitStack() as stack:
+            stack.enter_context(closing(t.source))
+            if t.checkpoint is not None:
+                states = Checkpoints(
+                    t.checkpoint,
+                    every_steps=t.checkpoint_steps,
+                    every_seconds=t.checkpoint_seconds,
+                    keep=t.keep_checkpoints,
+                    check=self._check_finite,
+                )
+                self.checkpoints = stack.enter_context(states)
+            return self._run()
+
+    def _run(self) -> Trained:
+        t = self.t
         epochs = t.settings.epochs
         started = time.monotonic()
+        on_gpu = t.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(t.device)
         resumed = self._resume()
+        t.workers.broadcast_(list(self._tensors().values()))
         t.events(StageStarted(t.stage, epochs, epochs * self.steps_per_epoch, resumed_at=resumed))
         t.model.train()
         earlier = self.position.seconds
-        self.saved_at = time.monotonic()
         while len(self.position.history) < epochs:
             epoch_started = time.monotonic()
             epoch = len(self.position.history)
             self._epoch(epoch)
+            t.workers.check_same(self._tensors().values(), "weights, scores and masks")
             record = self._judge(epoch)
             self.position.history.append(record)
             self.position.losses = []
             self.position.seconds = earlier + time.monotonic() - started
-            shown = {"loss": record.loss, "lr": record.lr}
+            shown = {"loss": record.loss, "lr": record.lr, "input_share": self.input_share}
             if record.validation_clean is not None and record.validation_robust is not None:
                 shown["validation_clean"] = record.validation_clean
                 shown["validation_robust"] = record.validation_robust
@@ -180,32 +236,54 @@ class _Loop:
                 EpochDone(t.stage, epoch + 1, epochs, shown, record.best, time.monotonic() - epoch_started)
             )
             self._save()
+        if self.checkpoints:
+            self.checkpoints.flush()
         t.model.eval()
         self._load_tensors(self.snapshot)
         selected = next((record for record in reversed(self.position.history) if record.best), None)
-        return Trained(tuple(self.position.history), selected, earlier + time.monotonic() - started)
+        return Trained(
+            tuple(self.position.history),
+            selected,
+            earlier + time.monotonic() - started,
+            self.waited / self.stepped if self.stepped else 0.0,
+            torch.cuda.max_memory_allocated(t.device) if on_gpu else None,
+        )
 
     def _epoch(self, epoch: int) -> None:
         t, position = self.t, self.position
         skip = position.step - epoch * self.steps_per_epoch
-        for images, labels in t.source.epoch(epoch, skip=skip):
-            moment = Moment(epoch, t.settings.epochs, position.step, t.settings.epochs * self.steps_per_epoch)
-            lr = learning_rate(t.settings, position.step, self.steps_per_epoch)
-            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = lr * rate
-            loss = self.stepper.step(images.to(t.device), labels.to(t.device), moment)
-            position.step += 1
-            position.losses.append(loss)
-            t.events(StepDone(t.stage, epoch + 1, position.step, loss, lr))
-            if t.stop():
-                if t.source.exact:
+        steps = t.settings.epochs * self.steps_per_epoch
+        # Sources without advice are on the device; those that are not exact draw random numbers as they like.
+        ahead = t.source.exact and t.source.advice is not None
+        mine = t.source.epoch(epoch, skip=skip, workers=t.workers)
+        with Prefetch(mine, t.device, ahead=ahead) as batches:
+            for images, labels in batches:
+                moment = Moment(epoch, t.settings.epochs, position.step, steps)
+                lr = learning_rate(t.settings, position.step, self.steps_per_epoch)
+                for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                    group["lr"] = lr * rate
+                loss = self.stepper.step(images, labels, moment, batch=t.workers.total(len(images)))
+                position.step += 1
+                position.losses.append(loss)
+                t.events(StepDone(t.stage, epoch + 1, position.step, loss, lr))
+                if t.workers.any(t.stop()):
+                    if t.source.exact:
+                        self._save()
+                    if self.checkpoints:
+                        self.checkpoints.flush()
+                    saved = f"; its state is in {t.checkpoint}" if t.checkpoint else ""
+                    raise InterruptedRunError(
+                        f"stopped in {t.stage}, epoch {epoch + 1}, step {position.step}{saved}."
+                    )
+                if self.checkpoints and self.checkpoints.due(position.step) and t.source.exact:
                     self._save()
-                saved = f"; its state is in {t.checkpoint}" if t.checkpoint else ""
-                raise InterruptedRunError(
-                    f"stopped in {t.stage}, epoch {epoch + 1}, step {position.step}{saved}."
-                )
-            if t.source.exact and time.monotonic() - self.saved_at > t.checkpoint_seconds:
-                self._save()
+        self.waited += batches.waited
+        self.stepped += batches.seconds
+        self.input_share = batches.input_share
+        advice = waiting_advice(t.source, batches)
+        if advice and not self.advised:
+            self.advised = True
+            t.events.warning(f"{t.stage}, epoch {epoch + 1}: {advice}")
         expected = (epoch + 1) * self.steps_per_epoch
         if position.step != expected:
             # A loader whose length is a guess: go on with the count that the schedule was made for.
@@ -228,7 +306,7 @@ class _Loop:
             with autocast(t.precision, t.device):
                 return cast(Tensor, functional_call(self.judged, constant, (images,))).float()
 
-        clean, robust = robust_accuracy(
+        counts = robust_counts(
             logits_of,
             t.validation,
             threat=t.validation_threat,
@@ -236,7 +314,10 @@ class _Loop:
             seed=derive_seed(t.seed, "validation"),
             device=t.device,
             limit=t.judging.limit,
+            share=(t.workers.rank, t.workers.size),
         )
+        right, withstood, judged = (t.workers.total(count) for count in counts)
+        clean, robust = right / judged, withstood / judged
         key = (clean, robust) if t.settings.select == "clean" else (robust, clean)
         best = t.settings.select == "last" or self.position.best is None or key > self.position.best
         if best:
@@ -259,28 +340,33 @@ class _Loop:
             self.t.overrides.restore(_with_prefix(tensors, "overrides."))
 
     def _save(self) -> None:
-        self.saved_at = time.monotonic()
-        if self.t.checkpoint is None:
+        """Have the state written in the background."""
+        if self.checkpoints is None:
             return
-        tensors = self._tensors()
-        for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise TrainingError(
-                    f"{name} is no longer finite after step {self.position.step} of {self.t.stage}. Lower "
-                    "the learning rate or set clip_gradient; the last good state is kept in "
-                    f"{self.t.checkpoint}."
-                )
-        tensors |= {f"best.{name}": tensor for name, tensor in self.snapshot.items()}
         optimizer_tensors, optimizer_values = flatten_optimizer(self.optimizer)
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors.items()}
-        values = {"position": asdict(self.position), "optimizer": optimizer_values}
-        save_state(self.t.checkpoint, tensors, values)
+        self.checkpoints.save(
+            self.position.step,
+            self._tensors() | {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors.items()},
+            {"position": self.position.values(), "optimizer": optimizer_values},
+            constant={f"best.{name}": tensor for name, tensor in self.snapshot.items()},
+        )
+
+    def _check_finite(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            learned = tensor.is_floating_point() and name.startswith(("model.", "overrides."))
+            if learned and not bool(torch.isfinite(tensor).all()):
+                raise TrainingError(
+                    f"{name} is no longer finite after step {step} of {self.t.stage}. Lower the learning "
+                    f"rate or set clip_gradient; the last good state is kept in {self.t.checkpoint}."
+                )
 
     def _resume(self) -> int:
         """Take up the saved state, if there is one; return the step that it stands at."""
-        if self.t.checkpoint is None or not has_state(self.t.checkpoint):
+        state = self.checkpoints.newest(self.t.events.warning) if self.checkpoints else None
+        state = self.t.workers.from_main(state)
+        if state is None:
             return 0
-        tensors, values = load_state(self.t.checkpoint)
+        tensors, values = state
         tensors = {name: tensor.to(self.t.device) for name, tensor in tensors.items()}
         self._load_tensors({k: v for k, v in tensors.items() if k.startswith(("model.", "overrides."))})
         self.snapshot = _with_prefix(tensors, "best.")

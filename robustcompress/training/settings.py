@@ -57,6 +57,39 @@ class StageSettings(BaseModel):
         return self
 
 
+class StepSettings(BaseModel):
+    """How a training step is computed. What is computed stays the same but for rounding and ``bn_updates``.
+
+    Attributes:
+        bn_updates: ``once`` moves batch statistics once for every batch that the loss needs; ``hydra``
+            repeats the forward passes of HYDRA's published code, so that they move as often as there.
+        fold_norms: Fold batch normalisation into the layer before it in the attack's copy of the network,
+            wherever that is exact. Changes rounding.
+        attack_precision: ``bf16`` runs the attack alone in bfloat16. Changes rounding.
+        memory_format: Layout of images and convolutions' weights in training. Changes rounding.
+        compile: Run the attack's and the learner's passes through ``torch.compile``, with CUDA graphs for the
+            attack on a GPU. Where that fails a warning says why and the step goes on without. Changes
+            rounding.
+        micro_batches: Parts that each batch is cut into; gradients add up to the whole batch's, memory
+            for activations shrinks. Batch normalisation sees each part by itself.
+        recompute: Keep only the inputs of the network's blocks and compute the rest again for the
+            backward pass: in the ``learner``'s passes, or ``everywhere``, in the attack too. ``nowhere``
+            keeps everything.
+
+    Source:
+        ``recompute``: Chen et al. 2016, https://arxiv.org/abs/1604.06174.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    bn_updates: Literal["once", "hydra"] = "once"
+    fold_norms: bool = False
+    attack_precision: Literal["same", "bf16"] = "same"
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    compile: bool = False
+    micro_batches: int = Field(default=1, ge=1)
+    recompute: Literal["nowhere", "learner", "everywhere"] = "nowhere"
+
+
 class ValidationSettings(BaseModel):
     """How epochs are judged, on images that are neither trained on nor tested on.
 

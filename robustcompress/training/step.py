@@ -1,19 +1,23 @@
 """One optimizer step: masked weights made once, shared by the attack and the loss."""
 
-import copy
-from collections.abc import Iterator, Mapping
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from robustcompress.data import check_batch, check_logits
+from robustcompress.data import check_batch, check_classes
 from robustcompress.errors import TrainingError
 from robustcompress.robustness.threat import Threat
 from robustcompress.seeding import derive_seed, generator_for, seed_globals
-from robustcompress.training.objectives import Moment, Objective, StepView
+from robustcompress.training.compiling import Compiled
+from robustcompress.training.distributed import SOLO, Workers
+from robustcompress.training.objectives import Forward, Moment, Objective, StepView
+from robustcompress.training.settings import StepSettings
+from robustcompress.training.working import WorkingNetworks
 
 Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 
@@ -46,16 +50,6 @@ class Overrides(Protocol):
         ...
 
 
-def shared_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of the modules that shares every parameter and buffer, in eval mode.
-
-    Attacks run on it: its mode never has to be switched, and statistics that ``model`` updates in place
-    are seen here too.
-    """
-    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    return copy.deepcopy(model, memo=shared).eval()
-
-
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Return the context in which the forward passes run."""
     if precision == "bf16":
@@ -65,6 +59,10 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 class Stepper:
     """Turns a batch into one update of whatever learns.
+
+    Masked weights are made once a step and shared by the attack and the loss; no weight gradient is
+    computed in the attack; the loss's gradient goes to the effective weights first and from there through
+    the masks once, however many forward passes there were.
 
     Args:
         model: In train mode; only parameters with ``requires_grad`` learn.
@@ -76,6 +74,9 @@ class Stepper:
         precision: ``fp32``, ``tf32`` or ``bf16`` (autocast in every forward pass).
         clip_gradient: Largest length of the gradient, or ``None``.
         seed: Of the stage; each step's random numbers derive from it and from the step's number.
+        settings: How the step is computed.
+        workers: The processes that share each batch.
+        warn: Called with a sentence where a setting cannot be followed.
     """
 
     def __init__(
@@ -90,67 +91,203 @@ class Stepper:
         precision: Precision,
         clip_gradient: float | None,
         seed: int,
+        settings: StepSettings = StepSettings(),  # noqa: B008  # frozen
+        workers: Workers = SOLO,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         self._model = model
-        self._frozen_model = shared_copy(model)
         self._overrides = overrides
         self._objective = objective
         self._threat = threat
         self._optimizer = optimizer
         self._device = device
         self._precision: Precision = precision
+        self._attack_precision: Precision = "bf16" if settings.attack_precision == "bf16" else precision
         self._clip = clip_gradient
         self._seed = seed
+        self._settings = settings
+        self._workers = workers
+        self._networks = WorkingNetworks(model, self._effective(), settings)
+        self._learner: Forward = self._networks.learner
+        self._attacked: Forward = self._networks.attacked
+        if settings.compile:
+            self._learner = Compiled(self._networks.learner, warn=warn)
+            self._attacked = Compiled(self._networks.attacked, warn=warn, cuda_graphs=True)
+        if settings.fold_norms and self._networks.unfolded_reason:
+            warn(f"fold_norms does nothing: {self._networks.unfolded_reason}")
 
-    def step(self, images: Tensor, labels: Tensor, moment: Moment) -> float:
+    @property
+    def networks(self) -> WorkingNetworks:
+        """The copies of the network that steps run."""
+        return self._networks
+
+    def step(self, images: Tensor, labels: Tensor, moment: Moment, *, batch: int | None = None) -> float:
         """Update once and return the loss before the update.
+
+        Args:
+            images: Those of the whole batch, or this process's rows of it.
+            labels: Their classes.
+            moment: Position within the stage.
+            batch: Images of the whole batch, over all processes; ``None`` if they are all here.
 
         Raises:
             DataError: If images or labels are not what they must be.
-            TrainingError: If the loss is not finite; nothing is updated then.
+            TrainingError: If the loss is not finite, or memory does not suffice; nothing is updated then.
         """
-        where = f"training step {moment.step + 1}"
-        check_batch(images, labels, where=where)
-        seed_globals(derive_seed(self._seed, "dropout", moment.step))
-        parameters = dict(self._model.named_parameters())
-        replaced = self._overrides.tensors(parameters) if self._overrides else {}
-        constant = {name: tensor.detach() for name, tensor in {**parameters, **replaced}.items()}
-
-        def learning(inputs: Tensor) -> Tensor:
-            with autocast(self._precision, self._device):
-                logits = functional_call(self._model, replaced, (inputs,))
-            return check_logits(logits, labels, where=where).float()
-
-        def frozen(inputs: Tensor) -> Tensor:
-            with autocast(self._precision, self._device):
-                logits = functional_call(self._frozen_model, constant, (inputs,))
-            return check_logits(logits, labels, where=where).float()
-
-        view = StepView(
-            learning=learning,
-            frozen=frozen,
-            model=self._model,
-            tensors={**parameters, **replaced},
-            threat=self._threat,
-            generator=generator_for(self._device, self._seed, "step", moment.step),
-            moment=moment,
-        )
+        whole = len(images) if batch is None else batch
+        if len(images):
+            check_batch(images, labels, where=f"training step {moment.step + 1}")
+        seed_globals(derive_seed(self._seed, "dropout", moment.step, *self._own_place()))
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self._objective.loss(view, images, labels)
-        penalty = self._overrides.penalty() if self._overrides else None
-        if penalty is not None:
-            loss = loss + penalty
-        value = float(loss.detach())
-        if value != value or value in (float("inf"), float("-inf")):
+        effective = self._effective()
+        self._networks.refresh(effective)
+        try:
+            value = self._backward(images, labels, moment, whole)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise _out_of_memory(error) from error
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error):  # the CPU's allocator has no exception of its own
+                raise _out_of_memory(error) from error
+            raise
+        value = value + self._through_masks(effective)
+        self._reduce(value, share=len(images) / whole)
+        loss = float(value)
+        if not math.isfinite(loss):
+            self._optimizer.zero_grad(set_to_none=True)
             raise TrainingError(
-                f"the loss is {value} at step {moment.step + 1} (epoch {moment.epoch + 1}). Lower the "
+                f"the loss is {loss} at step {moment.step + 1} (epoch {moment.epoch + 1}). Lower the "
                 "learning rate, set clip_gradient, or use precision fp32."
             )
-        loss.backward()
         if self._clip is not None:
-            learnt = [p for group in self._optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(learnt, self._clip)
+            torch.nn.utils.clip_grad_norm_(self._learnt(), self._clip)
         self._optimizer.step()
         if self._overrides:
             self._overrides.after_step()
+        return loss
+
+    def _backward(self, images: Tensor, labels: Tensor, moment: Moment, whole: int) -> Tensor:
+        """Run the objective on each part, leave gradients behind and return this process's loss."""
+        value = torch.zeros((), device=self._device, dtype=torch.float64)
+        first = self._workers.rows(whole).start
+        # Asked for once a step: on a GPU every question waits for all that is queued.
+        highest = int(labels.max()) if len(labels) else 0
+        parts = min(self._settings.micro_batches, max(1, len(images)))
+        for part in range(parts if len(images) else 0):
+            start, stop = (len(images) * edge // parts for edge in (part, part + 1))
+            rows = slice(first + start, first + stop)
+            view = self._view(stop - start, highest, moment, None if stop - start == whole else rows, whole)
+            loss = self._objective.loss(view, images[start:stop], labels[start:stop])
+            if stop - start != whole:
+                loss = loss * ((stop - start) / whole)
+            loss.backward()
+            value += loss.detach()
         return value
+
+    def _view(self, count: int, highest: int, moment: Moment, rows: slice | None, whole: int) -> StepView:
+        where = f"training step {moment.step + 1}"
+
+        def learning(inputs: Tensor) -> Tensor:
+            with autocast(self._precision, self._device):
+                logits = self._learner(self._networks.arranged(inputs))
+            return _exact(check_classes(logits, count, highest, where=where))
+
+        def frozen(inputs: Tensor) -> Tensor:
+            with autocast(self._attack_precision, self._device):
+                logits = self._attacked(self._networks.arranged(inputs))
+            return _exact(check_classes(logits, count, highest, where=where))
+
+        return StepView(
+            learning=learning,
+            frozen=frozen,
+            model=self._model,
+            tensors={**dict(self._model.named_parameters()), **self._networks.leaves},
+            threat=self._threat,
+            generator=generator_for(self._device, self._seed, "step", moment.step),
+            moment=moment,
+            rows=rows,
+            batch=whole,
+            bn_updates=self._settings.bn_updates,
+        )
+
+    def _effective(self) -> dict[str, Tensor]:
+        parameters = dict(self._model.named_parameters())
+        replaced = self._overrides.tensors(parameters) if self._overrides else {}
+        if self._settings.memory_format == "channels_last":
+            return {**{name: tensor for name, tensor in parameters.items() if tensor.ndim == 4}, **replaced}
+        return replaced
+
+    def _through_masks(self, effective: dict[str, Tensor]) -> Tensor:
+        """Send the gradient at the effective weights on to weights and scores; add the penalty.
+
+        Returns:
+            This process's share of the penalty.
+        """
+        roots: list[Tensor] = []
+        gradients: list[Tensor | None] = []
+        for name, leaf in self._networks.leaves.items():
+            if leaf.grad is not None:
+                roots.append(effective[name])
+                gradients.append(leaf.grad)
+                leaf.grad = None
+        penalty = self._overrides.penalty() if self._overrides else None
+        if penalty is not None:
+            # Every process has the whole penalty: each adds its share.
+            penalty = penalty / self._workers.size
+            roots.append(penalty)
+            gradients.append(None)
+        if roots:
+            torch.autograd.backward(roots, gradients)
+        return (
+            torch.zeros((), device=self._device, dtype=torch.float64) if penalty is None else penalty.detach()
+        )
+
+    @torch.no_grad()
+    def _reduce(self, value: Tensor, *, share: float) -> None:
+        """Bring gradients, loss and batch statistics of all processes together, in place.
+
+        Args:
+            value: This process's part of the loss.
+            share: This process's part of the batch's images.
+        """
+        if self._workers.size == 1:
+            return
+        learnt = self._learnt()
+        # A process without images has no gradients, but must not turn others' into none.
+        present = torch.tensor([float(p.grad is not None) for p in learnt], device=self._device)
+        for parameter in learnt:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        buffers = list(self._model.buffers())
+        statistics = [buffer for buffer in buffers if buffer.is_floating_point()]
+        counts = [b for b in buffers if not b.is_floating_point() and b.dtype != torch.bool]
+        for buffer in statistics:
+            buffer.mul_(share)
+        last = self._workers.rank == self._workers.size - 1  # it has rows of every batch
+        for buffer in counts:
+            buffer.mul_(int(last))
+        gradients = [cast(Tensor, parameter.grad) for parameter in learnt]
+        self._workers.sum_([*gradients, *statistics, *counts, value, present])
+        for parameter, anywhere in zip(learnt, present.tolist(), strict=True):
+            if not anywhere:
+                parameter.grad = None
+
+    def _learnt(self) -> list[nn.Parameter]:
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+    def _own_place(self) -> tuple[str | int, ...]:
+        """Return what tells this process's random layers from those of others."""
+        return () if self._workers.size == 1 else ("rank", self._workers.rank)
+
+
+def _exact(logits: Tensor) -> Tensor:
+    """Return ``logits`` in float32 at least: losses are too fine for bfloat16."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _out_of_memory(error: BaseException) -> TrainingError:
+    return TrainingError(
+        "memory does not suffice for a training step. Set step.micro_batches to 2 or more (same gradients, "
+        "less memory; batch normalisation then sees each part by itself), step.recompute to learner or "
+        "everywhere, precision to bf16 (on a GPU), or lower batch_size."
+        f" ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+    )

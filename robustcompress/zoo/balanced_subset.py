@@ -1,13 +1,18 @@
 """Choose a part of a data set that has as many images of each class as of any other."""
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 
-from robustcompress.data import ImageSet
+from robustcompress.data import ImageFiles, ImageSet
 from robustcompress.errors import ConfigError, DataError
 
+Images = TypeVar("Images", ImageSet, ImageFiles)
+"""Images in memory or in files."""
 
-def balanced_subset(images: ImageSet, size: int, *, seed: int) -> ImageSet:
+
+def balanced_subset(images: Images, size: int, *, seed: int) -> Images:
     """Return ``size`` images, the same number of each class, the classes taking turns.
 
     Subsets of one seed are nested: the smaller is the beginning of the larger, and any beginning of whole

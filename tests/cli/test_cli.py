@@ -82,7 +82,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume" in errors
-    assert (out / "checkpoints" / "pretrain" / "state.safetensors").exists()
+    assert list((out / "checkpoints" / "pretrain").glob("state-*.safetensors"))
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:

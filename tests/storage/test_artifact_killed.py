@@ -39,7 +39,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def saver(tmp_path: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", _SAVER, str(tmp_path / "artifact"), str(tmp_path / "state")]
+    command = [sys.executable, "-c", _SAVER, str(tmp_path / "artifact"), str(tmp_path / "run" / "state")]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -63,12 +63,12 @@ def test_what_is_on_disk_after_kill_9_is_one_complete_version(
             artifact = load_artifact(tmp_path / "artifact")
             check(artifact.seed, dict(artifact.tensors))
             check(artifact.seed, dict(artifact.extra_tensors))
-            tensors, values = load_state(tmp_path / "state")
+            tensors, values = load_state(tmp_path / "run" / "state")
             check(int(str(values["version"])), tensors)
             seen.add(artifact.seed)
         saver.stdin.close()
     assert len(seen) > 1
     save_artifact(Artifact(stage="x", tensors={}, seed=0), tmp_path / "artifact")
-    save_state(tmp_path / "state", {}, {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "state"]
-    assert [path.name for path in (tmp_path / "state").iterdir()] == ["state.safetensors"]
+    save_state(tmp_path / "run" / "state", {}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "run"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["state"]

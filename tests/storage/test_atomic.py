@@ -11,7 +11,14 @@ import pytest
 
 from robustcompress.errors import StorageError
 from robustcompress.storage import atomic
-from robustcompress.storage.atomic import atomic_folder, read_bytes, recover, settled, write_bytes
+from robustcompress.storage.atomic import (
+    atomic_folder,
+    read_bytes,
+    recover,
+    remove_leftovers,
+    settled,
+    write_bytes,
+)
 from robustcompress.storage.lock import held
 
 
@@ -84,6 +91,18 @@ def test_a_write_in_pieces_is_put_together(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:7]))
     write_bytes(tmp_path / "file", bytes(range(100)))
     assert (tmp_path / "file").read_bytes() == bytes(range(100))
+    write_bytes(tmp_path / "file", [b"", b"abc", memoryview(bytearray(20)), b"0123456789"])
+    assert (tmp_path / "file").read_bytes() == b"abc" + bytes(20) + b"0123456789"
+
+
+def test_leftovers_of_any_file_are_removed_but_not_those_in_the_making(tmp_path: Path) -> None:
+    for name in (".a.tmp-0123abcd", ".b.c.tmp-0123abcd", ".a.tmp-0123", "b.tmp-0123abcd", ".d.tmp-0123abcd"):
+        (tmp_path / name).write_bytes(b"x")
+    with held(tmp_path / ".d.tmp-0123abcd"):
+        remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".a.tmp-0123", ".d.tmp-0123abcd", "b.tmp-0123abcd"]
+    with pytest.raises(StorageError, match=r"cannot clean .*nowhere: No such file"):
+        remove_leftovers(tmp_path / "nowhere")
 
 
 def test_a_limit_on_file_size_leaves_the_old_file(tmp_path: Path) -> None:

@@ -28,6 +28,20 @@ with RunLock(Path(sys.argv[1])):
 """
 
 
+_FORKS_WHILE_HOLDING = """
+import os, sys, time
+from pathlib import Path
+from robustcompress.storage.lock import held
+with held(Path(sys.argv[1])):
+    child = os.fork()
+    if child == 0:
+        os.close(1)
+        time.sleep(60)
+        os._exit(0)
+print(child, flush=True)
+"""
+
+
 @contextmanager
 def holder(folder: Path, *arguments: str) -> Generator[tuple[subprocess.Popen[str], int]]:
     """A process that holds the lock until its standard input ends, and the number it prints."""
@@ -136,6 +150,20 @@ def test_what_is_held_cannot_be_locked(tmp_path: Path) -> None:
         assert try_lock(descriptor)
     finally:
         os.close(descriptor)
+
+
+def test_a_process_forked_meanwhile_does_not_go_on_holding(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _FORKS_WHILE_HOLDING, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        try:
+            assert try_lock(descriptor)
+        finally:
+            os.close(descriptor)
+            os.kill(child, signal.SIGKILL)
 
 
 def test_holding_waits_for_the_last_holder(tmp_path: Path) -> None:

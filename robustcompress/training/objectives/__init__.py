@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,11 @@ class StepView:
         threat: What the adversary may do in training.
         generator: Source of every random number of the step, on the images' device.
         moment: Position within the stage.
+        rows: Which rows of the step's whole batch the images at hand are; ``None`` if they are all of it.
+            :meth:`normal` and :meth:`random_point` draw for the whole batch, so that an image gets the
+            same numbers however the batch is divided over parts and processes.
+        batch: Rows of the whole batch.
+        bn_updates: ``hydra`` asks for as many forward passes in train mode as HYDRA's published code does.
     """
 
     learning: Forward
@@ -51,6 +56,34 @@ class StepView:
     threat: Threat
     generator: torch.Generator
     moment: Moment
+    rows: slice | None = None
+    batch: int = 0
+    bn_updates: Literal["once", "hydra"] = "once"
+
+    def normal(self, images: Tensor) -> Tensor:
+        """Return standard normal noise, shaped and placed like ``images``."""
+        like = self._whole(images)
+        noise = torch.randn(like.shape, generator=self.generator, device=like.device, dtype=like.dtype)
+        return noise if self.rows is None else noise[self.rows]
+
+    def random_point(self, images: Tensor) -> Tensor:
+        """Return a point drawn uniformly from the threat around each image."""
+        offset = self.threat.random_offset(self._whole(images), self.generator)
+        offset = offset if self.rows is None else offset[self.rows]
+        return (images + offset).clamp_(self.threat.lower, self.threat.upper)
+
+    def repeat_for_statistics(self, images: Tensor, times: int) -> None:
+        """Move batch statistics ``times`` more, if HYDRA's count of updates was asked for."""
+        if self.bn_updates == "hydra":
+            with torch.no_grad():
+                for _ in range(times):
+                    self.learning(images)
+
+    def _whole(self, images: Tensor) -> Tensor:
+        """Return a tensor, of no memory, that stands for the whole batch of which ``images`` are rows."""
+        if self.rows is None:
+            return images
+        return images.new_empty(1).expand(self.batch, *images.shape[1:])
 
 
 class Objective(Member, ABC):
@@ -60,7 +93,9 @@ class Objective(Member, ABC):
 
     @abstractmethod
     def loss(self, view: StepView, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the scalar to minimise.
+        """Return the scalar to minimise, a mean over images.
+
+        A batch may come in parts: the step weights each part's loss by its share of the images.
 
         Args:
             view: The network and the surroundings of this step.

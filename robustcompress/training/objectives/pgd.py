@@ -34,6 +34,6 @@ class Pgd(Objective):
             threat=view.threat,
             steps=self.steps,
             step_size=step_length(self.step_size, threat=view.threat, steps=self.steps),
-            start=view.threat.random_point(images, view.generator) if self.random_start else images,
+            start=view.random_point(images) if self.random_start else images,
         )
         return F.cross_entropy(view.learning(adversarial), labels)

@@ -18,7 +18,8 @@ class Trades(Objective):
 
     The images nearby are those that raise ``KL(f(x) || f(x'))``, found with the network in eval mode. The
     gradient of the loss goes through both branches. The network sees one clean and one adversarial batch
-    in train mode, so that batch statistics move twice a step.
+    in train mode, so that batch statistics move twice a step. HYDRA's code shows it the clean batch three
+    times: before the attack, and on both sides of the adversarial one; ``bn_updates: hydra`` does as it does.
 
     Attributes:
         beta: Weight of the divergence: accuracy against robustness.
@@ -40,10 +41,12 @@ class Trades(Objective):
     start_noise: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
 
     def loss(self, view: StepView, images: Tensor, labels: Tensor) -> Tensor:
+        view.repeat_for_statistics(images, 1)
         adversarial = self._attack(view, images)
         # After the attack: a forward in train mode moves the statistics that the attack's eval mode uses.
         clean_BC = view.learning(images)
         adversarial_BC = view.learning(adversarial)
+        view.repeat_for_statistics(images, 1)
         divergence = F.kl_div(
             F.log_softmax(adversarial_BC, dim=1),
             F.log_softmax(clean_BC, dim=1),
@@ -55,7 +58,7 @@ class Trades(Objective):
     def _attack(self, view: StepView, images: Tensor) -> Tensor:
         with torch.no_grad():
             target_BC = view.frozen(images).softmax(dim=1)
-        noise = torch.randn(images.shape, generator=view.generator, device=images.device, dtype=images.dtype)
+        noise = view.normal(images)
         return ascend(
             # The divergence without its constant, the target's entropy: the same gradient, fewer operations.
             lambda points: F.cross_entropy(view.frozen(points), target_BC, reduction="sum"),

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
-from robustcompress.data import ImageSet
+from robustcompress.data import ImageFiles, ImageSet
 from robustcompress.member import Member, class_attribute
-from robustcompress.zoo.balanced_subset import balanced_subset
+from robustcompress.zoo.balanced_subset import Images, balanced_subset
 
 if TYPE_CHECKING:
     from robustcompress.zoo.datasets.cifar10 import Cifar10 as Cifar10
@@ -38,14 +38,31 @@ class DataSet(Member, ABC):
     subset_seed: int = Field(default=0, ge=0)
 
     def load(self, split: Split) -> ImageSet:
-        """Return one split: whole, or the balanced subset that ``train_size`` or ``test_size`` asks for.
+        """Return one split in memory: whole, or a balanced subset of ``train_size`` or ``test_size`` images.
 
         Raises:
             DataError: If files are missing or damaged; the message names the paths tried. Or if a class has
                 too few images for the size.
             ConfigError: If the size is no multiple of the number of classes.
         """
-        images = self.read(split)
+        return self.chosen(self.read(split), split)
+
+    def open(self, split: Split) -> ImageSet | ImageFiles:
+        """Return what ``load`` does or, where memory is too small for it, the files to decode it from.
+
+        Raises:
+            DataError: As ``load``.
+            ConfigError: As ``load``.
+        """
+        return self.load(split)
+
+    def chosen(self, images: Images, split: Split) -> Images:
+        """Return ``images``, a whole split, or the subset of it that the settings ask for.
+
+        Raises:
+            DataError: If a class has too few images for the size.
+            ConfigError: If the size is no multiple of the number of classes.
+        """
         size = self.train_size if split == "train" else self.test_size
         if size is None:
             return images

@@ -1,5 +1,8 @@
 """Images of one's own: a folder for each split, in it a folder for each class."""
 
+import math
+import os
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -8,17 +11,18 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from robustcompress.data import ImageSet
+from robustcompress.data import ImageFiles, ImageSet
 from robustcompress.errors import ConfigError, DataError
 from robustcompress.zoo.datasets import DataSet, Split
 from robustcompress.zoo.image_file import SUFFIXES, decode, read_size
 
 
 class ImageFolder(DataSet):
-    """``dir/train/CLASS/*.png`` and ``dir/test/CLASS/*.png`` (or .jpg, .jpeg), decoded into memory.
+    """``dir/train/CLASS/*.png`` and ``dir/test/CLASS/*.png`` (or .jpg, .jpeg).
 
     Classes are the folders in ``dir/train``, sorted by name. Hidden files are passed over; any other file
-    that is not an image is refused, so that none is left out unseen.
+    that is not an image is refused, so that none is left out unseen. A split is decoded into memory or, if
+    it needs more than ``memory_limit_mb``, anew in each epoch.
 
     Attributes:
         dir: Folder that holds ``train`` and ``test``.
@@ -26,7 +30,7 @@ class ImageFolder(DataSet):
             dropped.
         image_size: Shrink or enlarge the shorter side to this and cut out the middle square. ``None``
             leaves images as they are; they must then have one size.
-        memory_limit_mb: Refuse a split whose pixels need more than this many MiB.
+        memory_limit_mb: Keep a split in memory if its pixels need at most this many MiB.
     """
 
     channels: Literal[1, 3] = 3
@@ -34,43 +38,66 @@ class ImageFolder(DataSet):
     memory_limit_mb: int = Field(default=4096, ge=1)
 
     def read(self, split: Split) -> ImageSet:
+        files = self._files(split)
+        wanted_mb = _size_mb(files)
+        if wanted_mb > self.memory_limit_mb:
+            channels, height, width = files.shape
+            raise DataError(
+                f"{files.folder}: {len(files)} images of {channels}x{height}x{width} need "
+                f"{wanted_mb:.1f} MiB; the limit is {self.memory_limit_mb}. Set a smaller image_size, use "
+                "fewer images, raise memory_limit_mb, or decode them as they are needed: open() instead of "
+                "load()."
+            )
+        return self._decoded(files)
+
+    def open(self, split: Split) -> ImageSet | ImageFiles:
+        files = self._files(split)
+        if _size_mb(files) > self.memory_limit_mb:
+            return self.chosen(files, split)
+        return self.chosen(self._decoded(files), split)
+
+    def _files(self, split: Split) -> ImageFiles:
         if self.dir is None:
             raise ConfigError(
                 "image-folder: needs 'dir' (--data-dir), the folder that holds train/CLASS and test/CLASS."
             )
         classes = [folder.name for folder in _visible(self.dir / "train")]
         paths, labels = _list_images(self.dir / split, classes)
-        height, width = self._common_size(paths)
-        wanted_mb = len(paths) * self.channels * height * width / 2**20
-        if wanted_mb > self.memory_limit_mb:
-            raise DataError(
-                f"{self.dir / split}: {len(paths)} images of {self.channels}x{height}x{width} need "
-                f"{wanted_mb:.1f} MiB; the limit is {self.memory_limit_mb}. Set a smaller image_size, use "
-                "fewer images or raise memory_limit_mb."
-            )
-        pixels: NDArray[np.uint8] = np.empty((len(paths), self.channels, height, width), dtype=np.uint8)
-        for index, path in enumerate(paths):
-            pixels[index] = decode(path, channels=self.channels, side=self.image_size)
-        return ImageSet(
-            images=torch.from_numpy(pixels),
+        side = self.image_size
+        return ImageFiles(
+            folder=self.dir / split,
+            paths=np.array([os.fsencode(path.relative_to(self.dir / split)) for path in paths]),
             labels=torch.tensor(labels, dtype=torch.int64),
             classes=tuple(classes),
             name=f"{self.dir.name} {split}",
+            shape=(self.channels, *((side, side) if side else read_size(paths[0]))),
+            decode=partial(decode, channels=self.channels, side=side),
         )
 
-    def _common_size(self, paths: list[Path]) -> tuple[int, int]:
-        """Return the (height, width) that all images will have."""
-        if self.image_size is not None:
-            return self.image_size, self.image_size
-        size = read_size(paths[0])
-        for path in paths:
-            other = read_size(path)
-            if other != size:
-                raise DataError(
-                    f"{path} is {other[0]}x{other[1]} but {paths[0]} is {size[0]}x{size[1]}. Set image_size "
-                    "to bring all images to one size."
-                )
-        return size
+    def _decoded(self, files: ImageFiles) -> ImageSet:
+        """Return the same images in memory."""
+        if self.image_size is None:
+            _check_sizes(files)
+        pixels: NDArray[np.uint8] = np.empty((len(files), *files.shape), dtype=np.uint8)
+        for index in range(len(files)):
+            pixels[index] = files.decode(files.path(index))
+        return ImageSet(torch.from_numpy(pixels), files.labels, files.classes, files.name)
+
+
+def _size_mb(files: ImageFiles) -> float:
+    """Return the MiB that the pixels of all images need."""
+    return len(files) * math.prod(files.shape) / 2**20
+
+
+def _check_sizes(files: ImageFiles) -> None:
+    """Look at every file's header before any is decoded."""
+    for index in range(len(files)):
+        height, width = read_size(files.path(index))
+        if (height, width) != files.shape[1:]:
+            raise DataError(
+                f"{files.path(index)} is {height}x{width} but {files.path(0)} is "
+                f"{files.shape[1]}x{files.shape[2]}. Set image_size to bring all images to one size."
+            )
 
 
 def _list_images(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
