@@ -10,7 +10,8 @@ from robustcompress.errors import RobustCompressError
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 unexpected; 2 settings; 3 data; 4 network; 5 training diverged; 6 storage;
-7 export; 8 run folder in use; 9 optional package missing; 130 stopped, resume with --resume.
+7 export; 8 run folder in use; 9 optional package missing; 10 another process was lost;
+130 stopped, resume with --resume.
 """
 
 app = typer.Typer(

@@ -304,6 +304,8 @@ def show_plan(recipe: "Recipe", folder: Path, *, as_json: bool, allow_import: bo
             recipe=recipe, run_dir=Path(nowhere) / "plan", allow_import=allow_import, progress=False
         )
         inspection = planned.inspect()
+    if not planned.workers.is_main:
+        return
     if as_json:
         plan: dict[str, Any] = {
             "out": str(folder),

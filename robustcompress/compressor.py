@@ -31,7 +31,7 @@ from robustcompress.storage.lock import RunLock
 from robustcompress.storage.rebuild import load_into
 from robustcompress.storage.sparse_file import METADATA_KEY, read_tensors
 from robustcompress.training.batches import Data, Source, as_source, first_batch
-from robustcompress.training.distributed import join_workers
+from robustcompress.training.distributed import Workers, join_workers
 from robustcompress.zoo.networks import Network
 
 
@@ -114,7 +114,8 @@ class Compressor:
         network, architecture = _network(recipe, model, allow_import=allow_import)
         check_model(network.to(device), first_batch(sets.train), device)
         self.recipe = recipe
-        self.workers = join_workers(device)
+        self.workers = join_workers(device, timeout_seconds=recipe.worker_timeout)
+        _check_same_everywhere(self.workers, recipe, sets.train)
         # One process writes and speaks; the others train along.
         self._events = Events(sinks if self.workers.is_main else ())
         self._context = Context(
@@ -179,7 +180,9 @@ class Compressor:
 
         Raises:
             ExportError: If the file would compute something else.
+            ConfigError: In another process than the first, where ``torchrun`` started several.
         """
+        self._main_alone("export")
         chosen = self.recipe.export[0] if format is None else _format(self.recipe, format)
         target = Path(path) if path else self.run_dir / "export" / f"model{chosen.suffix}"
         with self._locked():
@@ -191,10 +194,22 @@ class Compressor:
         return written
 
     def evaluate(self) -> Report:
-        """Attack the network and every exported file, and write the report."""
+        """Attack the network and every exported file, and write the report.
+
+        Raises:
+            ConfigError: In another process than the first, where ``torchrun`` started several.
+        """
+        self._main_alone("evaluate")
         report = self._go(["evaluate"]).report
         assert report is not None
         return report
+
+    def _main_alone(self, method: str) -> None:
+        if not self.workers.is_main:
+            raise ConfigError(
+                f"{method} is the first process's work alone; this is process {self.workers.rank} of "
+                f"{self.workers.size}. Call it under `if compressor.workers.is_main:`."
+            )
 
     def _locked(self) -> AbstractContextManager[object]:
         return RunLock(self.run_dir) if self.workers.is_main else nullcontext()
@@ -315,6 +330,26 @@ def _data(
             fitted = recipe.model.fitted(in_channels=channels, num_classes=len(classes), image_size=size)
             recipe = recipe.model_copy(update={"model": fitted})
     return _Sources(training, held_out, judged), classes, recipe
+
+
+def _check_same_everywhere(workers: Workers, recipe: Recipe, train: Source) -> None:
+    """Check that all processes were given the same settings and training images.
+
+    Folders and devices may differ between machines.
+
+    Raises:
+        ConfigError: If they were not.
+    """
+    if workers.size == 1:
+        return
+    settings = recipe.model_dump_json(exclude={"data", "weights", "device", "loader_workers"})
+    images = train.fingerprint() if train.exact else str(train.steps())
+    for what, content in (("recipe", settings), ("training images", images)):
+        if not workers.same(content.encode()):
+            raise ConfigError(
+                f"all processes of a run need the same {what}; those of at least one differ from the first "
+                "process's. Start them with the same command on the same data."
+            )
 
 
 def _start(recipe: Recipe, network: nn.Module, architecture: Mapping[str, Any]) -> Artifact:

@@ -45,7 +45,7 @@ class CompactionError(ModelError):
 
 
 class TrainingError(RobustCompressError):
-    """The loss is no longer a finite number."""
+    """The loss is no longer a finite number, or memory does not suffice."""
 
     exit_code = 5
 
@@ -72,6 +72,12 @@ class MissingExtraError(RobustCompressError):
     """A feature needs a package that is not installed."""
 
     exit_code = 9
+
+
+class LostProcessError(RobustCompressError):
+    """Another of the processes that share the training ended or stopped answering."""
+
+    exit_code = 10
 
 
 class InterruptedRunError(RobustCompressError):

@@ -149,6 +149,7 @@ class Recipe(BaseModel):
         checkpoint_steps: Save the state within a stage after so many steps; ``None`` goes by time alone.
         checkpoint_seconds: Save the state within a stage at least that often.
         keep_checkpoints: How many states of a stage stay on the disk while it trains.
+        worker_timeout: Seconds that a process of several waits for the others before it gives up.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -194,6 +195,7 @@ class Recipe(BaseModel):
     checkpoint_steps: int | None = Field(default=None, ge=1)
     checkpoint_seconds: float = Field(default=300, gt=0)
     keep_checkpoints: int = Field(default=2, ge=1)
+    worker_timeout: float = Field(default=1800, gt=0)
 
     @model_validator(mode="before")
     @classmethod

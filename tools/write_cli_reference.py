@@ -32,11 +32,12 @@ TAIL = """## Exit codes
 | 2 | a setting is wrong, unknown, or contradicts another |
 | 3 | images or labels are missing or not what they must be |
 | 4 | the network cannot be used as asked |
-| 5 | training diverged; the last good state is kept |
+| 5 | training diverged (the last good state is kept), or memory does not suffice |
 | 6 | a file or folder cannot be read, written or trusted |
 | 7 | an exported file is not the network |
 | 8 | another process works in the run's folder |
 | 9 | an optional package is not installed |
+| 10 | another process of the run ended or stopped answering |
 | 130 | stopped by Ctrl-C or SIGTERM; `--resume` goes on |
 """
 

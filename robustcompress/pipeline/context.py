@@ -20,7 +20,7 @@ from robustcompress.recipe import Recipe
 from robustcompress.storage.artifact import Artifact
 from robustcompress.storage.rebuild import load_into
 from robustcompress.training.batches import Batch, Source
-from robustcompress.training.distributed import SOLO, Workers, own_gpu
+from robustcompress.training.distributed import SOLO, Workers, launched, own_gpu
 
 EXAMPLES = 8
 """Images used to trace, to count operations and to compare exports."""
@@ -147,14 +147,18 @@ def versions() -> dict[str, str]:
 def resolve_device(name: str) -> torch.device:
     """Return the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` names.
 
-    Of several processes on one machine each gets a GPU of its own, unless one is named.
+    Of several processes on one machine each gets a GPU of its own.
 
     Raises:
-        ConfigError: If there is no such GPU.
+        ConfigError: If there is no such GPU, or one is named for several processes.
     """
     if name == "auto":
         return own_gpu(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     device = own_gpu(torch.device(name))
+    if ":" in name and launched():
+        raise ConfigError(
+            f"device {name!r} would be that of all processes; use cuda: each takes its own GPU."
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ConfigError(f"device {name!r} asked for, but torch sees {count} CUDA devices. Use device cpu.")

@@ -42,6 +42,7 @@ _FREE = (
     "checkpoint_steps",
     "checkpoint_seconds",
     "keep_checkpoints",
+    "worker_timeout",
     "evaluation",
     "export",
 )

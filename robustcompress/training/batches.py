@@ -304,12 +304,25 @@ class IterableSource(Source):
             raise DataError("this data cannot be taken up in the middle of an epoch.")
         if workers.size == 1:
             return iter(self.iterable)
-        # Every process reads all of it, and must get the same: how to read less is the loader's own affair.
-        return ((images[rows], labels[rows]) for images, labels, rows in self._with_rows(workers))
+        return self._rows(workers)
 
-    def _with_rows(self, workers: Workers) -> Iterator[tuple[Tensor, Tensor, slice]]:
-        for images, labels in self.iterable:
-            yield images, labels, workers.rows(len(images))
+    def _rows(self, workers: Workers) -> Iterator[Batch]:
+        """Read all of it in every process, which must get the same, and yield this one's rows."""
+        place, batches = 0, iter(self.iterable)
+        while True:
+            batch = next(batches, None)
+            content = b"" if batch is None else repr((tuple(batch[0].shape), batch[1].tolist())).encode()
+            if not workers.same(content):
+                raise DataError(
+                    f"batch {place} of {type(self.iterable).__name__} is not the same in every process; all "
+                    "must read the same batches in the same order. Pass a Dataset, or a DataLoader over one "
+                    "with torch's own samplers: those are divided over the processes."
+                )
+            if batch is None:
+                return
+            place += 1
+            rows = workers.rows(len(batch[0]))
+            yield batch[0][rows], batch[1][rows]
 
     def in_order(self) -> Iterable[Batch]:
         return self.iterable

@@ -17,12 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from robustcompress.errors import TrainingError
+from robustcompress.errors import LostProcessError, TrainingError
 
 T = TypeVar("T")
-
-TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others before it gives up."""
 
 
 class Workers:
@@ -62,6 +59,10 @@ class Workers:
     def total(self, count: int) -> int:
         """Return the sum of what all processes passed."""
         return count
+
+    def same(self, content: bytes) -> bool:
+        """Return whether every process passed the same."""
+        return True
 
     def check_same(self, tensors: Iterable[Tensor], what: str) -> None:
         """Check that every process holds the same bits.
@@ -119,11 +120,15 @@ class Group(Workers):
             dist.all_reduce(found)
         return int(found.item())
 
+    def same(self, content: bytes) -> bool:
+        digest = hashlib.sha256(content).digest()
+        return not self.any(self.from_main(digest) != digest)
+
     def check_same(self, tensors: Iterable[Tensor], what: str) -> None:
         digest = hashlib.sha256()
         for tensor in tensors:
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        if self.any(self.from_main(digest.digest()) != digest.digest()):
+        if not self.same(digest.digest()):
             raise TrainingError(
                 f"the processes of this run no longer hold the same {what}: their machines, or versions of "
                 "torch, compute differently. Train on equal machines."
@@ -143,14 +148,19 @@ def own_gpu(device: torch.device) -> torch.device:
     return device
 
 
-def join_workers(device: torch.device) -> Workers:
+def join_workers(device: torch.device, *, timeout_seconds: float = 1800) -> Workers:
     """Return the processes of this run, joined by NCCL between GPUs and by gloo between CPUs.
 
     A process that belongs to a group already stays in it; one that ``torchrun`` started joins the others
     until it ends; one that was started alone is :data:`SOLO`.
 
+    Args:
+        device: Where this process trains.
+        timeout_seconds: How long it waits for the others before it gives up; a group that it belongs to
+            already keeps its own.
+
     Raises:
-        TrainingError: If the others cannot be reached.
+        LostProcessError: If the others cannot be reached.
     """
     joined = dist.is_available() and dist.is_initialized()
     if not joined and not launched():
@@ -159,7 +169,9 @@ def join_workers(device: torch.device) -> Workers:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         with _named_faults():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds)
+            )
         atexit.register(dist.destroy_process_group)
     return Group(device) if dist.get_world_size() > 1 else SOLO
 
@@ -178,7 +190,7 @@ def _named_faults() -> Generator[None]:
         yield
     except RuntimeError as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise TrainingError(
+        raise LostProcessError(
             "another process of this run ended or stopped answering, so this one ends too. Look for the "
             f"first error above, then start all again with --resume. ({first})"
         ) from error

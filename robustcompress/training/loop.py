@@ -15,7 +15,7 @@ from robustcompress.errors import InterruptedRunError, TrainingError
 from robustcompress.events import EpochDone, Events, StageStarted, StepDone
 from robustcompress.robustness.evaluation import robust_counts
 from robustcompress.robustness.threat import Threat
-from robustcompress.seeding import borrowed_generators, derive_seed
+from robustcompress.seeding import borrowed_generators, derive_seed, seed_globals
 from robustcompress.storage.state import flatten_optimizer, restore_optimizer
 from robustcompress.training.batches import Batch, Source
 from robustcompress.training.checkpoints import Checkpoints
@@ -255,6 +255,9 @@ class _Loop:
         steps = t.settings.epochs * self.steps_per_epoch
         # Sources without advice are on the device; those that are not exact draw random numbers as they like.
         ahead = t.source.exact and t.source.advice is not None
+        if t.workers.size > 1 and not t.source.exact:
+            # Such loaders draw their order from the global generators, which differ between processes by now.
+            seed_globals(derive_seed(t.seed, t.stage, "loader", epoch))
         mine = t.source.epoch(epoch, skip=skip, workers=t.workers)
         with Prefetch(mine, t.device, ahead=ahead) as batches:
             for images, labels in batches:
@@ -271,6 +274,8 @@ class _Loop:
                         self._save()
                     if self.checkpoints:
                         self.checkpoints.flush()
+                    # A launcher ends all when one ends: the others wait for the state to be on the disk.
+                    t.workers.any(False)
                     saved = f"; its state is in {t.checkpoint}" if t.checkpoint else ""
                     raise InterruptedRunError(
                         f"stopped in {t.stage}, epoch {epoch + 1}, step {position.step}{saved}."

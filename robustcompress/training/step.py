@@ -139,6 +139,7 @@ class Stepper:
             check_batch(images, labels, where=f"training step {moment.step + 1}")
         seed_globals(derive_seed(self._seed, "dropout", moment.step, *self._own_place()))
         self._optimizer.zero_grad(set_to_none=True)
+        before = self._statistics()
         effective = self._effective()
         self._networks.refresh(effective)
         try:
@@ -150,7 +151,7 @@ class Stepper:
                 raise _out_of_memory(error) from error
             raise
         value = value + self._through_masks(effective)
-        self._reduce(value, share=len(images) / whole)
+        self._reduce(value, before, share=len(images) / whole)
         loss = float(value)
         if not math.isfinite(loss):
             self._optimizer.zero_grad(set_to_none=True)
@@ -242,11 +243,12 @@ class Stepper:
         )
 
     @torch.no_grad()
-    def _reduce(self, value: Tensor, *, share: float) -> None:
+    def _reduce(self, value: Tensor, before: Mapping[str, Tensor], *, share: float) -> None:
         """Bring gradients, loss and batch statistics of all processes together, in place.
 
         Args:
             value: This process's part of the loss.
+            before: Batch statistics before the step, by name.
             share: This process's part of the batch's images.
         """
         if self._workers.size == 1:
@@ -258,18 +260,29 @@ class Stepper:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         buffers = list(self._model.buffers())
-        statistics = [buffer for buffer in buffers if buffer.is_floating_point()]
         counts = [b for b in buffers if not b.is_floating_point() and b.dtype != torch.bool]
-        for buffer in statistics:
-            buffer.mul_(share)
+        # Moves are averaged, not values: what does not move keeps its bits, infinities included.
+        named = dict(self._model.named_buffers())
+        moves = [
+            torch.where(named[name] == old, 0, named[name] - old) * share for name, old in before.items()
+        ]
         last = self._workers.rank == self._workers.size - 1  # it has rows of every batch
         for buffer in counts:
             buffer.mul_(int(last))
         gradients = [cast(Tensor, parameter.grad) for parameter in learnt]
-        self._workers.sum_([*gradients, *statistics, *counts, value, present])
+        self._workers.sum_([*gradients, *moves, *counts, value, present])
+        for (name, old), move in zip(before.items(), moves, strict=True):
+            named[name].copy_(old + move)
         for parameter, anywhere in zip(learnt, present.tolist(), strict=True):
             if not anywhere:
                 parameter.grad = None
+
+    def _statistics(self) -> dict[str, Tensor]:
+        """Return copies of the buffers that processes average after a step; none in a process alone."""
+        if self._workers.size == 1:
+            return {}
+        named = self._model.named_buffers()
+        return {name: buffer.clone() for name, buffer in named if buffer.is_floating_point()}
 
     def _learnt(self) -> list[nn.Parameter]:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]

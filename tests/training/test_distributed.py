@@ -14,10 +14,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from robustcompress.errors import TrainingError
+from robustcompress.errors import ConfigError, TrainingError
+from robustcompress.pipeline.context import resolve_device
 from robustcompress.seeding import derive_seed, generator_for
 from robustcompress.storage.artifact import load_artifact
-from robustcompress.training import distributed
 from robustcompress.training.distributed import SOLO, Group, Workers, join_workers, own_gpu
 from robustcompress.training.objectives import Moment, Objective, StepView
 from tests.training import distributed_worker as worker
@@ -174,7 +174,7 @@ def test_a_process_that_dies_ends_the_other_soon_with_a_reason(tmp_path: Path) -
     ]
     message, _ = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
-    assert "TrainingError: another process of this run ended or stopped answering" in message
+    assert "LostProcessError: another process of this run ended or stopped answering" in message
     assert time.monotonic() - began < 100
     assert not list(tmp_path.rglob("*.tmp*"))
 
@@ -244,6 +244,13 @@ def test_each_process_of_a_machine_gets_its_own_gpu(monkeypatch: pytest.MonkeyPa
     assert own_gpu(torch.device("cpu")) == torch.device("cpu")
 
 
+def test_one_gpu_named_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match="'cuda:1' would be that of all processes"):
+        resolve_device("cuda:1")
+
+
 def test_processes_that_hold_different_bits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     class Other(Group):
         def __init__(self) -> None:
@@ -257,4 +264,3 @@ def test_processes_that_hold_different_bits_are_told(monkeypatch: pytest.MonkeyP
 
     with pytest.raises(TrainingError, match="no longer hold the same masks"):
         Other().check_same([torch.ones(3, dtype=torch.bool)], "masks")
-    assert distributed.TIMEOUT.total_seconds() == 1800
