@@ -30,8 +30,9 @@ from robustcompress.storage.artifact import Artifact, load_artifact
 from robustcompress.storage.lock import RunLock
 from robustcompress.storage.rebuild import load_into
 from robustcompress.storage.sparse_file import METADATA_KEY, read_tensors
-from robustcompress.training.batches import Data, Source, as_source, first_batch
+from robustcompress.training.batches import Source
 from robustcompress.training.distributed import Workers, join_workers
+from robustcompress.training.sources import Data, as_source, first_batch
 from robustcompress.zoo.networks import Network
 
 

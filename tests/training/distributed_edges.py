@@ -18,8 +18,9 @@ from robustcompress import Compressor, Recipe
 from robustcompress.errors import ConfigError, DataError, InterruptedRunError
 from robustcompress.storage.state import save_state
 from robustcompress.training import checkpoints
-from robustcompress.training.batches import Batch, Data, IterableSource
+from robustcompress.training.batches import Batch, IterableSource
 from robustcompress.training.distributed import Workers, join_workers
+from robustcompress.training.sources import Data
 from tests.training import distributed_worker as worker
 
 PIXELS = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -9,14 +9,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomS
 from robustcompress.data import ImageSet
 from robustcompress.errors import DataError
 from robustcompress.training.augmentation import Augmentation
-from robustcompress.training.batches import (
-    Batch,
-    DatasetSource,
-    IterableSource,
-    MemorySource,
-    Source,
-    as_source,
-)
+from robustcompress.training.batches import Batch, DatasetSource, IterableSource, MemorySource, Source
+from robustcompress.training.sources import as_source
 
 
 def images(count: int = 50) -> ImageSet:

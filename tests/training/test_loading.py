@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from robustcompress.errors import DataError
 from robustcompress.training.augmentation import Augmentation
-from robustcompress.training.batches import Batch, DatasetSource, Source, as_source
+from robustcompress.training.batches import Batch, DatasetSource, Source
 from robustcompress.training.loading import usual_workers
+from robustcompress.training.sources import as_source
 from robustcompress.zoo.datasets.image_folder import ImageFolder
 
 

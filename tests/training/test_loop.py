@@ -14,10 +14,11 @@ from robustcompress.pruning.masking import Masking
 from robustcompress.pruning.patterns import Unstructured
 from robustcompress.pruning.scores import Learned
 from robustcompress.robustness.threat import Threat
-from robustcompress.training.batches import Batch, Source, as_source
+from robustcompress.training.batches import Batch, Source
 from robustcompress.training.loop import Trained, Training, make_optimizer
 from robustcompress.training.objectives import Natural, Objective, StepView, Trades
 from robustcompress.training.settings import StageSettings, ValidationSettings
+from robustcompress.training.sources import as_source
 from robustcompress.training.working import shared_copy
 
 THREAT = Threat(eps=0.1)

@@ -15,8 +15,9 @@ from robustcompress.errors import DataError, InterruptedRunError
 from robustcompress.events import EpochDone, Event, Events, Notice
 from robustcompress.training import prefetch
 from robustcompress.training.augmentation import Augmentation
-from robustcompress.training.batches import Batch, Source, as_source
+from robustcompress.training.batches import Batch, Source
 from robustcompress.training.prefetch import Prefetch
+from robustcompress.training.sources import as_source
 from tests.training.test_loop import assert_same, network, tensors, train
 
 CPU = torch.device("cpu")
