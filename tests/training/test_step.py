@@ -61,12 +61,14 @@ class Bench:
         network: nn.Module | None = None,
         precision: Precision = "fp32",
         dtype: torch.dtype = torch.float64,
+        device: str = "cpu",
         **settings: Any,
     ) -> None:
         torch.manual_seed(0)
         self.network = (network or Net(norm=norm, dropout=dropout)).to(dtype)
-        self.images = torch.rand(9, 2, 8, 8, dtype=dtype)
-        self.labels = torch.randint(4, (9,))
+        self.network.to(device)
+        self.images = torch.rand(9, 2, 8, 8, dtype=dtype).to(device)
+        self.labels = torch.randint(4, (9,)).to(device)
         # Statistics that are not those of a new network.
         self.network.train()
         with torch.no_grad():
@@ -78,7 +80,8 @@ class Bench:
             budget=Budget.find("uniform"),
             sparsity=0.5,
             parameters=dict(self.network.named_parameters()),
-        )
+        ).to(device)
+        self.masking.refresh()
         if prune:
             for parameter in self.network.parameters():
                 parameter.requires_grad_(parameter.ndim == 1)
@@ -95,7 +98,7 @@ class Bench:
             objective=self.objective,
             threat=THREAT,
             optimizer=self.optimizer,
-            device=torch.device("cpu"),
+            device=torch.device(device),
             precision=precision,
             clip_gradient=None,
             seed=7,
@@ -414,3 +417,27 @@ def test_a_compiled_step_has_the_gradients_of_the_plain_one() -> None:
     assert compiled.step() == pytest.approx(plain.step(), rel=1e-9)
     close(compiled.gradients(), plain.gradients())
     assert not compiled.warnings
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("precision", "settings"),
+    [
+        ("fp32", {}),
+        ("tf32", {"memory_format": "channels_last", "fold_norms": True}),
+        ("fp32", {"attack_precision": "bf16", "recompute": "everywhere"}),
+        ("bf16", {"memory_format": "channels_last", "fold_norms": True, "compile": True}),
+    ],
+    ids=str,
+)
+def test_on_a_gpu_a_step_has_about_the_loss_of_the_cpu(
+    precision: Precision, settings: dict[str, Any]
+) -> None:
+    """One step of PGD from the image itself: noise differs between devices."""
+    objective = Objective.find({"kind": "pgd", "random_start": False})
+    exact = Bench(objective=objective, dtype=torch.float32)
+    gpu = Bench(objective=objective, dtype=torch.float32, device="cuda", precision=precision, **settings)
+    assert gpu.step() == pytest.approx(exact.step(), rel=0.05)
+    assert not gpu.warnings
+    for _ in range(3):
+        gpu.step()
