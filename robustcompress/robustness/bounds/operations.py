@@ -1,0 +1,271 @@
+"""Affine operations: what they do to an interval, and to a linear function of their output.
+
+Shapes: B batch, S linear functions (specifications); ``...`` is the shape of one image's features.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """A box: every entry lies within ``radius`` of ``centre``.
+
+    Attributes:
+        centre: float ``[batch, ...]``.
+        radius: Of the same shape, at least 0.
+    """
+
+    centre: Tensor
+    radius: Tensor
+
+    @classmethod
+    def between(cls, lower: Tensor, upper: Tensor) -> "Interval":
+        """Return the box from ``lower`` to ``upper``."""
+        return cls((upper + lower) / 2, (upper - lower) / 2)
+
+    @property
+    def lower(self) -> Tensor:
+        """The smallest values."""
+        return self.centre - self.radius
+
+    @property
+    def upper(self) -> Tensor:
+        """The largest values."""
+        return self.centre + self.radius
+
+    def least(self, coefficients_BS: Tensor) -> Tensor:
+        """Return the minimum over the box of linear functions of its points.
+
+        Args:
+            coefficients_BS: ``[batch, functions, ...]``.
+
+        Returns:
+            float ``[batch, functions]``.
+        """
+        flat_BSN = coefficients_BS.flatten(2)
+        centre_BN1, radius_BN1 = self.centre.flatten(1)[..., None], self.radius.flatten(1)[..., None]
+        return (flat_BSN @ centre_BN1 - flat_BSN.abs() @ radius_BN1).squeeze(2)
+
+
+@dataclass(frozen=True, eq=False)
+class Pulled:
+    """A linear function of an operation's output, as one of its inputs that is never above it.
+
+    Attributes:
+        coefficients: ``[batch, functions, ...]`` for each input.
+        constant: ``[batch, functions]``.
+    """
+
+    coefficients: tuple[Tensor, ...]
+    constant: Tensor
+
+
+class Operation(ABC):
+    """One step of a network, its weights included.
+
+    Attributes:
+        moves_only: Whether it only copies, reshapes or joins entries.
+        affine: Whether pulling back loses nothing.
+    """
+
+    moves_only: ClassVar[bool] = False
+    affine: ClassVar[bool] = True
+
+    @abstractmethod
+    def interval(self, *inputs: Interval) -> Interval:
+        """Return a box that holds every output for inputs in ``inputs``."""
+
+    @abstractmethod
+    def pull_back(self, coefficients_BS: Tensor, inputs: Sequence[Interval]) -> Pulled:
+        """Return a linear function of the inputs that is, on ``inputs``, never above that of the output.
+
+        Args:
+            coefficients_BS: ``[batch, functions, ...]`` of the linear functions of the output.
+            inputs: Boxes in which the inputs lie.
+        """
+
+
+def no_constant(coefficients_BS: Tensor) -> Tensor:
+    """Return zeros ``[batch, functions]``."""
+    return coefficients_BS.new_zeros(coefficients_BS.shape[:2])
+
+
+class Identity(Operation):
+    """Nothing: dropout in eval mode too."""
+
+    moves_only = True
+
+    def interval(self, *inputs: Interval) -> Interval:
+        return inputs[0]
+
+    def pull_back(self, coefficients_BS: Tensor, inputs: Sequence[Interval]) -> Pulled:
+        return Pulled((coefficients_BS,), no_constant(coefficients_BS))
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(Operation):
+    """Give each image's features another shape.
+
+    Attributes:
+        shape: Of one image's features afterwards.
+    """
+
+    shape: tuple[int, ...]
+    moves_only = True
+
+    def interval(self, *inputs: Interval) -> Interval:
+        batch = len(inputs[0].centre)
+        centre, radius = inputs[0].centre, inputs[0].radius
+        return Interval(centre.reshape(batch, *self.shape), radius.reshape(batch, *self.shape))
+
+    def pull_back(self, coefficients_BS: Tensor, inputs: Sequence[Interval]) -> Pulled:
+        shape = inputs[0].centre.shape[1:]
+        return Pulled(
+            (coefficients_BS.reshape(*coefficients_BS.shape[:2], *shape),), no_constant(coefficients_BS)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenate(Operation):
+    """Join the inputs along ``dim``, which counts the batch as 0."""
+
+    dim: int
+    moves_only = True
+
+    def interval(self, *inputs: Interval) -> Interval:
+        centres, radii = [each.centre for each in inputs], [each.radius for each in inputs]
+        return Interval(torch.cat(centres, self.dim), torch.cat(radii, self.dim))
+
+    def pull_back(self, coefficients_BS: Tensor, inputs: Sequence[Interval]) -> Pulled:
+        sizes = [each.centre.shape[self.dim] for each in inputs]
+        return Pulled(coefficients_BS.split(sizes, self.dim + 1), no_constant(coefficients_BS))
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Operation):
+    """Add the inputs, each times 1 or -1."""
+
+    signs: tuple[int, ...]
+
+    def interval(self, *inputs: Interval) -> Interval:
+        centre = sum(
+            (sign * each.centre for sign, each in zip(self.signs, inputs, strict=True)),
+            start=torch.zeros_like(inputs[0].centre),
+        )
+        return Interval(centre, sum((each.radius for each in inputs), start=torch.zeros_like(centre)))
+
+    def pull_back(self, coefficients_BS: Tensor, inputs: Sequence[Interval]) -> Pulled:
+        return Pulled(tuple(sign * coefficients_BS for sign in self.signs), no_constant(coefficients_BS))
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Operation):
+    """Entry by entry ``scale * x + shift``: batch normalisation in eval mode, normalised pixels.
+
+    Attributes:
+        scale: Broadcasts to the input's shape ``[batch, ...]``.
+        shift: Likewise.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def interval(self, *inputs: Interval) -> Interval:
+        return Interval(inputs[0].centre * self.scale + self.shift, inputs[0].radius * self.scale.abs())
+
+    def pull_back(self, coefficients_BS: Tensor, inputs: Sequence[Interval]) -> Pulled:
+        shape = inputs[0].centre.shape
+        scale, shift = (tensor.expand(shape).unsqueeze(1) for tensor in (self.scale, self.shift))
+        return Pulled((coefficients_BS * scale,), (coefficients_BS * shift).flatten(2).sum(2))
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Operation):
+    """A matrix on features ``[batch, inputs]``."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def interval(self, *inputs: Interval) -> Interval:
+        centre = F.linear(inputs[0].centre, self.weight, self.bias)
+        return Interval(centre, F.linear(inputs[0].radius, self.weight.abs()))
+
+    def pull_back(self, coefficients_BS: Tensor, inputs: Sequence[Interval]) -> Pulled:
+        constant = no_constant(coefficients_BS) if self.bias is None else coefficients_BS @ self.bias
+        return Pulled((coefficients_BS @ self.weight,), constant)
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Operation):
+    """A two-dimensional convolution with zero padding."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    def interval(self, *inputs: Interval) -> Interval:
+        rest = (self.stride, self.padding, self.dilation, self.groups)
+        centre = F.conv2d(inputs[0].centre, self.weight, self.bias, *rest)
+        return Interval(centre, F.conv2d(inputs[0].radius, self.weight.abs(), None, *rest))
+
+    def pull_back(self, coefficients_BS: Tensor, inputs: Sequence[Interval]) -> Pulled:
+        sides = zip(
+            inputs[0].centre.shape[2:],
+            coefficients_BS.shape[3:],
+            self.weight.shape[2:],
+            self.stride,
+            self.padding,
+            self.dilation,
+            strict=True,
+        )
+        # Rows and columns at the end that the kernel, with its stride, never reached.
+        unseen = [
+            before - ((after - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1)
+            for before, after, kernel, stride, padding, dilation in sides
+        ]
+        pulled = F.conv_transpose2d(
+            coefficients_BS.flatten(0, 1),
+            self.weight,
+            None,
+            self.stride,
+            self.padding,
+            unseen,
+            self.groups,
+            self.dilation,
+        )
+        constant = no_constant(coefficients_BS)
+        if self.bias is not None:
+            constant = coefficients_BS.sum((3, 4)) @ self.bias
+        return Pulled((pulled.unflatten(0, coefficients_BS.shape[:2]),), constant)
+
+
+@dataclass(frozen=True, eq=False)
+class Average(Operation):
+    """Averages of entries: pooling, or a mean over dimensions.
+
+    Attributes:
+        average: Of features ``[n, ...]``; linear, with weights that are never negative.
+        spread: Its transpose: from coefficients ``[n, ...]`` of the averages, and the shape ``[n, ...]`` of
+            what was averaged, to coefficients of that.
+    """
+
+    average: Callable[[Tensor], Tensor]
+    spread: Callable[[Tensor, torch.Size], Tensor]
+
+    def interval(self, *inputs: Interval) -> Interval:
+        return Interval(self.average(inputs[0].centre), self.average(inputs[0].radius))
+
+    def pull_back(self, coefficients_BS: Tensor, inputs: Sequence[Interval]) -> Pulled:
+        flat = coefficients_BS.flatten(0, 1)
+        pulled = self.spread(flat, torch.Size((len(flat), *inputs[0].centre.shape[1:])))
+        return Pulled((pulled.unflatten(0, coefficients_BS.shape[:2]),), no_constant(coefficients_BS))
