@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from robustcompress.cli import inspecting, judging, running
+from robustcompress.cli import certifying, inspecting, judging, running
 from robustcompress.errors import RobustCompressError
 
 EXIT_CODES = """
@@ -31,6 +31,7 @@ app.command("finetune")(running.finetune)
 app.command("run")(running.run_recipe)
 app.command("export")(judging.export)
 app.command("evaluate")(judging.evaluate)
+app.command("certify")(certifying.certify)
 app.command("report")(judging.report)
 app.command("inspect")(inspecting.inspect)
 app.command("recipes")(inspecting.recipes)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from robustcompress.data import ImageSet as ImageSet
     from robustcompress.export import formats as formats
     from robustcompress.export.session import OnnxSession as OnnxSession
+    from robustcompress.pipeline.certifying import Certification as Certification
+    from robustcompress.pipeline.certifying import certify_data_set as certify_data_set
     from robustcompress.pruning import budgets as budgets
     from robustcompress.pruning import patterns as patterns
     from robustcompress.pruning import scores as scores
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from robustcompress.report.model import Report as Report
     from robustcompress.report.table import print_report as print_report
     from robustcompress.robustness import attacks as attacks
+    from robustcompress.robustness import certifiers as certifiers
+    from robustcompress.robustness.certification import certified_accuracy as certified_accuracy
+    from robustcompress.robustness.certification import certify as certify
     from robustcompress.robustness.evaluation import evaluate as evaluate
     from robustcompress.robustness.threat import Threat as Threat
     from robustcompress.sinks.jsonl import JsonlSink as JsonlSink
@@ -37,6 +42,7 @@ __version__ = "0.1.0"
 
 # Public name -> where it lives; a module where the part behind the colon is empty.
 _PUBLIC = {
+    "Certification": "robustcompress.pipeline.certifying:Certification",
     "Compressor": "robustcompress.compressor:Compressor",
     "ImageSet": "robustcompress.data:ImageSet",
     "JsonlSink": "robustcompress.sinks.jsonl:JsonlSink",
@@ -50,6 +56,10 @@ _PUBLIC = {
     "Threat": "robustcompress.robustness.threat:Threat",
     "attacks": "robustcompress.robustness.attacks:",
     "budgets": "robustcompress.pruning.budgets:",
+    "certified_accuracy": "robustcompress.robustness.certification:certified_accuracy",
+    "certifiers": "robustcompress.robustness.certifiers:",
+    "certify": "robustcompress.robustness.certification:certify",
+    "certify_data_set": "robustcompress.pipeline.certifying:certify_data_set",
     "datasets": "robustcompress.zoo.datasets:",
     "errors": "robustcompress.errors:",
     "evaluate": "robustcompress.robustness.evaluation:evaluate",
@@ -64,6 +74,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Certification",
     "Compressor",
     "ImageSet",
     "JsonlSink",
@@ -78,6 +89,10 @@ __all__ = [
     "__version__",
     "attacks",
     "budgets",
+    "certified_accuracy",
+    "certifiers",
+    "certify",
+    "certify_data_set",
     "datasets",
     "errors",
     "evaluate",

@@ -47,7 +47,11 @@ class StepDone(Event):
 
 @dataclass(frozen=True)
 class EpochDone(Event):
-    """One epoch ended. ``metrics`` holds loss, validation_clean, validation_robust, in 0 to 1."""
+    """One epoch ended.
+
+    ``metrics`` holds loss, lr, input_share and those accuracies, 0 to 1, that were judged: validation_clean,
+    validation_robust, validation_certified.
+    """
 
     stage: str
     epoch: int

@@ -15,6 +15,7 @@ from robustcompress.pruning.patterns import Pattern
 from robustcompress.pruning.scores import Score
 from robustcompress.recipe import EvaluationSettings, Recipe, preset_names
 from robustcompress.robustness.attacks import Attack
+from robustcompress.robustness.certifiers import Certifier
 from robustcompress.storage.codecs import Codec
 from robustcompress.training.augmentation import Augmentation
 from robustcompress.training.objectives import Objective
@@ -87,7 +88,7 @@ def test_the_reference_holds_every_public_name() -> None:
 
 def test_the_contract_of_every_family_is_shown() -> None:
     text = (ROOT / "docs" / "adding-a-member.md").read_text()
-    for base in (Objective, Attack, Score, Pattern, Budget, Codec, Network, DataSet, Format):
+    for base in (Objective, Attack, Certifier, Score, Pattern, Budget, Codec, Network, DataSet, Format):
         assert f"::: {base.__module__}.{base.__name__}\n" in text
         for method in base.__abstractmethods__:
             assert f"`{method}(" in text, f"{base.__name__}.{method}"

@@ -14,6 +14,7 @@ from robustcompress.training.objectives import Objective
 FAMILIES = [
     "robustcompress.training.objectives",
     "robustcompress.robustness.attacks",
+    "robustcompress.robustness.certifiers",
     "robustcompress.pruning.patterns",
     "robustcompress.pruning.scores",
     "robustcompress.pruning.budgets",

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from robustcompress.report.model import Curve, FileInfo, LayerInfo, SiteHistogram, StageInfo
-from robustcompress.report.svg import BLUE, FAINT, GREY, INK, ORANGE, printable, render_svg
+from robustcompress.report.svg import BLUE, FAINT, GREEN, GREY, INK, ORANGE, printable, render_svg
 from robustcompress.robustness.measurement import wilson_interval
 
 COLUMN = 5.4
@@ -18,21 +18,22 @@ LARGEST_SITES = 6
 
 
 def accuracy_by_stage(stages: Sequence[StageInfo]) -> Markup:
-    """Draw clean and attacked validation accuracy of each stage's selected epoch, as pairs of bars.
+    """Draw clean and attacked (or certified) validation accuracy of each stage's selected epoch, as bars.
 
     Args:
         stages: One or more, each with a selected epoch that was judged.
     """
-    clean = [(place, stage.selected.validation_clean) for place, stage in enumerate(stages) if stage.selected]
-    robust = [
-        (place, stage.selected.validation_robust) for place, stage in enumerate(stages) if stage.selected
-    ]
+    chosen = [(place, stage.selected) for place, stage in enumerate(stages) if stage.selected]
+    clean = [(place, epoch.validation_clean) for place, epoch in chosen]
+    robust = [(place, epoch.validation_robust) for place, epoch in chosen]
+    certified = [(place, epoch.validation_certified) for place, epoch in chosen]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for values, shift, colour, legend in (
             (clean, -0.19, BLUE, "clean"),
             (robust, 0.19, ORANGE, "attacked"),
+            (certified, 0.19, GREEN, "certified"),
         ):
             known = [(place + shift, value) for place, value in values if value is not None]
             if not known:
@@ -48,7 +49,11 @@ def accuracy_by_stage(stages: Sequence[StageInfo]) -> Markup:
 
     told = [
         f"{stage.name}: clean {_percent(stage.selected.validation_clean)}, "
-        f"attacked {_percent(stage.selected.validation_robust)}"
+        + (
+            f"attacked {_percent(stage.selected.validation_robust)}"
+            if stage.selected.validation_certified is None
+            else f"certified {_percent(stage.selected.validation_certified)}"
+        )
         for stage in stages
         if stage.selected
     ]
@@ -242,9 +247,12 @@ def _one_stage(upper: Axes, lower: Axes, stage: StageInfo, start: int) -> None:
     for values, colour, marker, legend in (
         ([epoch.validation_clean for epoch in stage.epochs], BLUE, "o", "clean"),
         ([epoch.validation_robust for epoch in stage.epochs], ORANGE, "s", "attacked"),
+        ([epoch.validation_certified for epoch in stage.epochs], GREEN, "^", "certified"),
     ):
         known = [(place, value) for place, value in zip(x, values, strict=True) if value is not None]
         style = marker if marked or len(known) < 2 else ""
+        if not known:
+            continue
         upper.plot(
             [place for place, _ in known], [value for _, value in known],
             color=colour, marker=style, markersize=3.5, label=legend,

@@ -95,6 +95,7 @@ class EpochInfo(_Part):
     validation_clean: float | None
     validation_robust: float | None
     best: bool
+    validation_certified: float | None = None
 
 
 class StageInfo(_Part):

@@ -130,9 +130,9 @@ def _stage_picture(report: Report) -> Picture:
     if not stages:
         return Picture(title, None, "No training stage of this run was judged on validation images.")
     text = (
-        "Accuracy in percent of the validation images, clean and attacked, with the weights of the epoch "
-        f"that each stage handed on.{_validation_attack(report)} These images selected the epochs, so "
-        "the numbers flatter; the table below counts."
+        "Accuracy in percent of the validation images, clean and attacked (or certified), with the "
+        f"weights of the epoch that each stage handed on.{_validation_attack(report)} These images selected "
+        "the epochs, so the numbers flatter; the table below counts."
     )
     return Picture(title, charts.accuracy_by_stage(stages), text)
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 BLUE = "#2c6ba0"
 ORANGE = "#d9722b"
+GREEN = "#2f8f6b"
 GREY = "#b4bcc6"
 INK = "#27323d"
 FAINT = "#dfe4e9"

@@ -111,9 +111,10 @@ class ConsoleSink:
 
     def _epoch_done(self, event: EpochDone) -> None:
         self._epoch = f"/{event.epochs}"
-        clean, robust = (event.metrics.get(f"validation_{kind}") for kind in ("clean", "robust"))
-        if clean is not None and robust is not None:
-            self._accuracies = f"clean {clean:.1%}  robust {robust:.1%}"
+        judged = {kind: event.metrics.get(f"validation_{kind}") for kind in ("clean", "robust", "certified")}
+        known = [f"{kind} {accuracy:.1%}" for kind, accuracy in judged.items() if accuracy is not None]
+        if known:
+            self._accuracies = "  ".join(known)
         if event.best:
             self._best = self._accuracies
         self._update(event.stage, note=self._note(event.epoch))

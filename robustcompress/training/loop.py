@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from robustcompress.errors import InterruptedRunError, TrainingError
 from robustcompress.events import EpochDone, Events, StageStarted, StepDone
+from robustcompress.robustness.bounds.counting import certified_counts
 from robustcompress.robustness.evaluation import robust_counts
 from robustcompress.robustness.threat import Threat
 from robustcompress.seeding import borrowed_generators, derive_seed, seed_globals
@@ -38,6 +39,7 @@ class EpochRecord:
     validation_clean: float | None
     validation_robust: float | None
     best: bool
+    validation_certified: float | None = None
 
 
 @dataclass(frozen=True)
@@ -229,9 +231,9 @@ class _Loop:
             self.position.losses = []
             self.position.seconds = earlier + time.monotonic() - started
             shown = {"loss": record.loss, "lr": record.lr, "input_share": self.input_share}
-            if record.validation_clean is not None and record.validation_robust is not None:
-                shown["validation_clean"] = record.validation_clean
-                shown["validation_robust"] = record.validation_robust
+            for kind in ("validation_clean", "validation_robust", "validation_certified"):
+                if (accuracy := getattr(record, kind)) is not None:
+                    shown[kind] = accuracy
             t.events(
                 EpochDone(t.stage, epoch + 1, epochs, shown, record.best, time.monotonic() - epoch_started)
             )
@@ -311,16 +313,29 @@ class _Loop:
             with autocast(t.precision, t.device):
                 return cast(Tensor, functional_call(self.judged, constant, (images,))).float()
 
-        counts = robust_counts(
-            logits_of,
-            t.validation,
-            threat=t.validation_threat,
-            attack=t.judging.attack,
-            seed=derive_seed(t.seed, "validation"),
-            device=t.device,
-            limit=t.judging.limit,
-            share=(t.workers.rank, t.workers.size),
-        )
+        share = (t.workers.rank, t.workers.size)
+        certified = t.settings.select == "certified"
+        if certified:
+            counts = certified_counts(
+                self.judged,
+                constant,
+                t.validation,
+                threat=t.validation_threat,
+                device=t.device,
+                limit=t.judging.limit,
+                share=share,
+            )
+        else:
+            counts = robust_counts(
+                logits_of,
+                t.validation,
+                threat=t.validation_threat,
+                attack=t.judging.attack,
+                seed=derive_seed(t.seed, "validation"),
+                device=t.device,
+                limit=t.judging.limit,
+                share=share,
+            )
         right, withstood, judged = (t.workers.total(count) for count in counts)
         clean, robust = right / judged, withstood / judged
         key = (clean, robust) if t.settings.select == "clean" else (robust, clean)
@@ -328,7 +343,8 @@ class _Loop:
         if best:
             self.position.best = key
             self.snapshot = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
-        return EpochRecord(epoch + 1, loss, lr, clean, robust, best=best)
+        attacked, proven = (None, robust) if certified else (robust, None)
+        return EpochRecord(epoch + 1, loss, lr, clean, attacked, best=best, validation_certified=proven)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Everything that training changes, by name; tensors are the live ones."""

@@ -27,8 +27,9 @@ class StageSettings(BaseModel):
         milestones: Fractions of the stage at which ``step`` lowers the rate.
         gamma: Factor of ``step``.
         clip_gradient: Largest Euclidean length of the whole gradient; ``None`` leaves it alone.
-        select: Which epoch's network goes on: best ``robust`` accuracy on validation images, best
-            ``clean`` accuracy, or the ``last``.
+        select: Which epoch's network goes on: best ``robust`` accuracy on validation images under the
+            attack, best ``certified`` accuracy (by interval and CROWN-IBP bounds, in place of the attack),
+            best ``clean`` accuracy, or the ``last``.
         objective: In place of the recipe's, for this stage.
     """
 
@@ -45,7 +46,7 @@ class StageSettings(BaseModel):
     milestones: tuple[float, ...] = (0.5, 0.75)
     gamma: float = Field(default=0.1, gt=0, lt=1)
     clip_gradient: float | None = Field(default=None, gt=0)
-    select: Literal["robust", "clean", "last"] = "robust"
+    select: Literal["robust", "certified", "clean", "last"] = "robust"
     objective: Annotated[SerializeAsAny[Objective], BeforeValidator(Objective.find)] | None = None
 
     @model_validator(mode="after")

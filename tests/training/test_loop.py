@@ -13,10 +13,11 @@ from robustcompress.pruning.budgets import Uniform
 from robustcompress.pruning.masking import Masking
 from robustcompress.pruning.patterns import Unstructured
 from robustcompress.pruning.scores import Learned
+from robustcompress.robustness.bounds.counting import certified_counts
 from robustcompress.robustness.threat import Threat
 from robustcompress.training.batches import Batch, Source
 from robustcompress.training.loop import Trained, Training, make_optimizer
-from robustcompress.training.objectives import Natural, Objective, StepView, Trades
+from robustcompress.training.objectives import CrownIbp, Ibp, Natural, Objective, StepView, Trades
 from robustcompress.training.settings import StageSettings, ValidationSettings
 from robustcompress.training.sources import as_source
 from robustcompress.training.working import shared_copy
@@ -234,6 +235,35 @@ def test_the_best_epoch_by_robust_accuracy_goes_on() -> None:
     best = keys.index(max(keys))
     assert trained.selected == trained.history[[r.best for r in trained.history].index(True, best)]
     assert_same(tensors(model), seen[best])
+
+
+def test_the_epoch_with_the_most_certified_images_goes_on() -> None:
+    model = network()
+    settings = {"epochs": 5, "lr": 0.1, "select": "certified"}
+    trained = train(model, objective=Ibp(ramp=0.5), settings=settings)
+    assert trained.selected is not None
+    keys = [(record.validation_certified, record.validation_clean) for record in trained.history]
+    assert trained.selected == trained.history[keys.index(max(keys))]
+    assert [record.validation_robust for record in trained.history] == [None] * 5
+    _, held_out = as_source(data(), batch_size=16, seed=5).split(0.2, seed=0)
+    clean, certified, count = certified_counts(
+        model, {}, list(held_out.in_order()), threat=THREAT, device=torch.device("cpu")
+    )
+    assert trained.selected.validation_certified == certified / count > 0.5
+    assert trained.selected.validation_clean == clean / count
+
+
+def test_masked_weights_are_certified_while_scores_learn() -> None:
+    model = network()
+    masking = masking_of(model)
+    trained = train(model, overrides=masking, objective=CrownIbp(ramp=0), settings={"select": "certified"})
+    assert trained.selected is not None
+    masking.bake(model)
+    _, held_out = as_source(data(), batch_size=16, seed=5).split(0.2, seed=0)
+    _, certified, count = certified_counts(
+        model, {}, list(held_out.in_order()), threat=THREAT, device=torch.device("cpu")
+    )
+    assert trained.selected.validation_certified == certified / count
 
 
 def test_last_takes_the_last_epoch_and_judges_only_that() -> None:

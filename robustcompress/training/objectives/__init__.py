@@ -12,8 +12,11 @@ from robustcompress.member import Member, class_attribute
 from robustcompress.robustness.threat import Threat
 
 if TYPE_CHECKING:
+    from robustcompress.training.objectives.crown_ibp import CrownIbp as CrownIbp
+    from robustcompress.training.objectives.ibp import Ibp as Ibp
     from robustcompress.training.objectives.natural import Natural as Natural
     from robustcompress.training.objectives.pgd import Pgd as Pgd
+    from robustcompress.training.objectives.smoothing import Smoothing as Smoothing
     from robustcompress.training.objectives.trades import Trades as Trades
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]

@@ -1,0 +1,86 @@
+"""What training on bounds has in common: a radius that grows, and the loss of the worst logits.
+
+Shapes: B batch, C classes.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from robustcompress.robustness.bounds.interval import Propagation, propagate
+from robustcompress.robustness.bounds.tracing import trace_network
+from robustcompress.training.objectives import Moment, Objective, StepView
+
+
+class BoundObjective(Objective, ABC):
+    """Cross-entropy of the worst logits that bounds allow, mixed with that of the clean ones.
+
+    With ``m_j`` a lower bound of the margin ``f_y - f_j`` over all images of the threat, and ``m_y = 0``::
+
+        loss = kappa * CE(f(x), y) + (1 - kappa) * CE(-m, y)
+
+    The radius is 0 for the stage's first ``warmup``, then grows linearly with the step for ``ramp`` of the
+    stage, then stays at the threat's. ``kappa`` moves with it from ``kappa_start`` to ``kappa_end``.
+
+    Bounds hold for the network in eval mode, so batch normalisation is the affine map of its running
+    statistics, as in the network that is certified in the end. The clean images pass once in train mode,
+    which moves these statistics before the bounds read them; no gradient goes through the statistics into
+    the bounds. Bounds are computed in the images' type, whatever the precision of the rest. Around an L2
+    threat they cover the Linf box of the same radius, in which the ball lies.
+
+    Attributes:
+        warmup: Fraction of the stage, 0 to 1, before the radius begins to grow.
+        ramp: Fraction of the stage, 0 to 1, over which it grows; 0 starts at the threat's radius.
+        kappa_start: Share of the clean loss while the radius is 0.
+        kappa_end: Share of the clean loss once the radius is the threat's.
+    """
+
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    ramp: float = Field(default=0.6, ge=0, le=1)
+    kappa_start: float = Field(default=1.0, ge=0, le=1)
+    kappa_end: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ramp_ends_within_the_stage(self) -> Self:
+        if self.warmup + self.ramp > 1:
+            raise ValueError(
+                f"warmup and ramp must be at most 1 together, or the radius never reaches the threat's; got "
+                f"{self.warmup} and {self.ramp}"
+            )
+        return self
+
+    def grown(self, moment: Moment) -> float:
+        """Return which fraction of the threat's radius is trained on at ``moment``, 0 to 1."""
+        progress = moment.step / moment.steps - self.warmup
+        if self.ramp == 0:
+            return float(progress >= 0)
+        return min(1.0, max(0.0, progress / self.ramp))
+
+    def loss(self, view: StepView, images: Tensor, labels: Tensor) -> Tensor:
+        grown = self.grown(view.moment)
+        kappa = _between(self.kappa_start, self.kappa_end, grown)
+        # Without a share in the loss the clean images only move the statistics.
+        with torch.set_grad_enabled(kappa > 0 and torch.is_grad_enabled()):
+            clean = F.cross_entropy(view.learning(images), labels)
+        threat = view.threat.model_copy(update={"eps": grown * view.threat.eps})
+        boxed = propagate(trace_network(view.model), view.tensors, *threat.box(images))
+        worst_BC = -self.margins(boxed, labels, grown)
+        return kappa * clean + (1 - kappa) * F.cross_entropy(worst_BC, labels)
+
+    @abstractmethod
+    def margins(self, propagation: Propagation, labels: Tensor, grown: float) -> Tensor:
+        """Return lower bounds ``[batch, classes]`` of the margins, 0 at the label.
+
+        Args:
+            propagation: Of the box around the images.
+            labels: int64 ``[batch]``.
+            grown: Fraction of the threat's radius that the box has.
+        """
+
+
+def _between(start: float, end: float, fraction: float) -> float:
+    return start + (end - start) * fraction
