@@ -20,10 +20,11 @@ from pathlib import Path
 from robustcompress.storage.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     child = os.fork() if "fork" in sys.argv else None
+    if not child:
+        print(os.getpid(), flush=True)  # a child says so itself: by then it has forgotten the lock
     if child == 0:
         time.sleep(60)
         os._exit(0)
-    print(child or os.getpid(), flush=True)
     sys.stdin.read()
 """
 
