@@ -46,9 +46,13 @@ class Rectifier(Operation):
         above = torch.where(unstable, (upper - self.slope * lower) / width, stable_slope)
         shift = torch.where(unstable, (self.slope - 1) * upper * lower / width, 0.0)
         below = torch.where(unstable, torch.where(upper > -lower, one, slope), stable_slope)
-        positive, negative = coefficients_BS.clamp_min(0), coefficients_BS.clamp_max(0)
-        pulled = positive * below.unsqueeze(1) + negative * above.unsqueeze(1)
-        return Pulled((pulled,), (negative * shift.unsqueeze(1)).flatten(2).sum(2))
+        # ``c+ below + c- above`` and ``c- shift``, by ``c- = (c - |c|) / 2``: few passes over what is large.
+        size_BS = coefficients_BS.abs()
+        mean, half = (above + below).unsqueeze(1) / 2, (above - below).unsqueeze(1) / 2
+        pulled = torch.addcmul(coefficients_BS * mean, size_BS, half, value=-1)
+        shift_BN1 = shift.flatten(1)[..., None]
+        constant = (coefficients_BS - size_BS).flatten(2) @ shift_BN1
+        return Pulled((pulled,), constant.squeeze(2) / 2)
 
 
 @dataclass(frozen=True, eq=False)

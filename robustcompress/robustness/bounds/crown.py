@@ -54,7 +54,13 @@ def crown_ibp_margins(propagation: Propagation, labels: Tensor) -> Tensor:
         Zhang et al. 2020, https://arxiv.org/abs/1906.06316, section 3.2; lines of CROWN, Zhang et al. 2018,
         https://arxiv.org/abs/1811.00866.
     """
-    return least(propagation, margin_coefficients(labels, propagation.logits), len(propagation.steps))
+    coefficients_BCC = margin_coefficients(labels, propagation.logits)
+    batch, classes = coefficients_BCC.shape[:2]
+    others_BC = torch.arange(classes - 1, device=labels.device).repeat(batch, 1)
+    others_BC = others_BC + (others_BC >= labels[:, None])  # the label's own margin is 0 and costs nothing
+    rows_B1 = torch.arange(batch, device=labels.device)[:, None]
+    found = least(propagation, coefficients_BCC[rows_B1, others_BC], len(propagation.steps))
+    return coefficients_BCC.new_zeros(batch, classes).scatter(1, others_BC, found)
 
 
 def tightened(propagation: Propagation, *, at_once: int = 64) -> Propagation:

@@ -5,7 +5,7 @@ Shapes: B batch, S linear functions (specifications); ``...`` is the shape of on
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -182,8 +182,13 @@ class Scale(Operation):
 
     def pull_back(self, coefficients_BS: Tensor, inputs: Sequence[Interval]) -> Pulled:
         shape = inputs[0].centre.shape
-        scale, shift = (tensor.expand(shape).unsqueeze(1) for tensor in (self.scale, self.shift))
-        return Pulled((coefficients_BS * scale,), (coefficients_BS * shift).flatten(2).sum(2))
+        shift_BN1 = self.shift.expand(shape).flatten(1)[..., None]
+        constant = (coefficients_BS.flatten(2) @ shift_BN1).squeeze(2)
+        return Pulled((coefficients_BS * self.scale.expand(shape).unsqueeze(1),), constant)
+
+
+def _scaled_bias(bias: Tensor | None, scale_C: Tensor, shift_C: Tensor) -> Tensor:
+    return shift_C if bias is None else bias * scale_C + shift_C
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +197,10 @@ class Linear(Operation):
 
     weight: Tensor
     bias: Tensor | None
+
+    def scaled(self, scale_C: Tensor, shift_C: Tensor) -> "Linear":
+        """Return this and then ``scale * y + shift``, output by output, as one matrix."""
+        return Linear(self.weight * scale_C[:, None], _scaled_bias(self.bias, scale_C, shift_C))
 
     def interval(self, *inputs: Interval) -> Interval:
         centre = F.linear(inputs[0].centre, self.weight, self.bias)
@@ -212,6 +221,11 @@ class Convolution(Operation):
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
+
+    def scaled(self, scale_C: Tensor, shift_C: Tensor) -> "Convolution":
+        """Return this and then ``scale * y + shift``, channel by channel, as one convolution."""
+        weight = self.weight * scale_C[:, None, None, None]
+        return replace(self, weight=weight, bias=_scaled_bias(self.bias, scale_C, shift_C))
 
     def interval(self, *inputs: Interval) -> Interval:
         rest = (self.stride, self.padding, self.dilation, self.groups)

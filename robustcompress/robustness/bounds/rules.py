@@ -387,7 +387,10 @@ def of_module(module: nn.Module, tensor: Callable[[str], Tensor | None], input: 
             weights = (tensor("weight"), tensor("bias"))
             return _conv2d(input, *weights, module.stride, module.padding, module.dilation, module.groups)
         case nn.BatchNorm1d() | nn.BatchNorm2d() if kind in (nn.BatchNorm1d, nn.BatchNorm2d):
-            return _batch_norm(module, tensor, _value(input))
+            value = _value(input)
+            shape = (1, -1, *[1] * (len(value.shape) - 2))
+            scale_C, shift_C = batch_norm_factors(module, tensor)
+            return Scale(scale_C.reshape(shape), shift_C.reshape(shape)), (value,)
         case nn.ReLU() if kind is nn.ReLU:
             return _relu(input)
         case nn.LeakyReLU() if kind is nn.LeakyReLU:
@@ -404,9 +407,14 @@ def of_module(module: nn.Module, tensor: Callable[[str], Tensor | None], input: 
             raise UnsupportedError("no bounds are known for it")
 
 
-def _batch_norm(
-    module: nn.BatchNorm1d | nn.BatchNorm2d, tensor: Callable[[str], Tensor | None], value: Value
-) -> Built:
+def batch_norm_factors(
+    module: nn.BatchNorm1d | nn.BatchNorm2d, tensor: Callable[[str], Tensor | None]
+) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of each channel in eval mode.
+
+    Raises:
+        UnsupportedError: If the layer keeps no running statistics.
+    """
     mean, variance = tensor("running_mean"), tensor("running_var")
     if mean is None or variance is None:
         raise UnsupportedError("it keeps no running statistics, so that one image's output depends on others")
@@ -418,8 +426,7 @@ def _batch_norm(
     shift = -mean.clone() * scale
     if bias is not None:
         shift = shift + bias
-    shape = (1, -1, *[1] * (len(value.shape) - 2))
-    return Scale(scale.reshape(shape), shift.reshape(shape)), (value,)
+    return scale, shift
 
 
 def writes_over_input(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
