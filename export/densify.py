@@ -4,7 +4,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from robustcompress.errors import ExportError
@@ -33,7 +33,7 @@ def dense_model(model: ModelProto) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
-    known: dict[str, Array] = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    known: dict[str, Array] = {tensor.name: _stored(tensor) for tensor in graph.initializer}
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     made: set[str] = set()
     kept: list[NodeProto] = []
@@ -52,6 +52,13 @@ def dense_model(model: ModelProto) -> ModelProto:
     graph.initializer.extend(stored)
     graph.node.extend(kept)
     return copy
+
+
+def _stored(tensor: TensorProto) -> Array:
+    try:
+        return numpy_helper.to_array(tensor)
+    except Exception as error:  # sizes that do not fit, data in another file
+        raise ExportError(f"constant {tensor.name!r} is damaged: {error}. Export it again.") from error
 
 
 def _computed(node: NodeProto, inputs: list[Array], opsets: dict[str, int]) -> list[Array]:
