@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from robustcompress.errors import ConfigError
+from robustcompress.robustness.bounds.activations import Rectifier
 from robustcompress.robustness.bounds.interval import Propagation, margin_coefficients
 from robustcompress.robustness.bounds.operations import Interval
 
@@ -67,7 +68,8 @@ def tightened(propagation: Propagation, *, at_once: int = 64) -> Propagation:
     """Return smaller intervals: before each operation that is not affine, by a pass back from there.
 
     The smaller of both is taken, entry by entry, and sent on. This takes one pass for every entry whose
-    bounds matter: for small networks. ``crown_ibp_margins`` of what is returned are the bounds of CROWN.
+    bounds matter (before a rectifier, those that may be on either side of 0): for small networks.
+    ``crown_ibp_margins`` of what is returned are the bounds of CROWN.
 
     Args:
         propagation: Of the images' box.
@@ -83,23 +85,25 @@ def tightened(propagation: Propagation, *, at_once: int = 64) -> Propagation:
     if at_once < 1:
         raise ConfigError(f"at_once must be at least 1; got {at_once}.")
     intervals = list(propagation.intervals)
-    done: set[int] = {0}  # the images' box is exact
+    done: set[tuple[int, bool]] = {(0, False), (0, True)}  # the images' box is exact
     for index, step in enumerate(propagation.steps, start=1):
         known = Propagation(tuple(intervals[:index]), propagation.steps[: index - 1])
         if not step.operation.affine:
+            rectifies = isinstance(step.operation, Rectifier)
             for source in step.sources:
-                if source not in done:
-                    intervals[source] = _tighter(known, source, at_once)
-                    done.add(source)
+                if (source, rectifies) not in done:
+                    intervals[source] = _tighter(known, source, at_once, only_unstable=rectifies)
+                    done.add((source, rectifies))
         intervals[index] = step.operation.interval(*(intervals[source] for source in step.sources))
     return Propagation(tuple(intervals), propagation.steps)
 
 
-def _tighter(propagation: Propagation, index: int, at_once: int) -> Interval:
+def _tighter(propagation: Propagation, index: int, at_once: int, *, only_unstable: bool) -> Interval:
     interval = propagation.intervals[index]
     lower_BN, upper_BN = interval.lower.flatten(1), interval.upper.flatten(1)
-    # A point cannot get smaller.
-    matters = (interval.radius.flatten(1) > 0).any(0).nonzero().flatten()
+    # A point cannot get smaller, and the lines of a stable rectifier are exact already.
+    open_BN = (lower_BN < 0) & (upper_BN > 0) if only_unstable else interval.radius.flatten(1) > 0
+    matters = open_BN.any(0).nonzero().flatten()
     below, above = lower_BN.clone(), upper_BN.clone()
     for chosen in matters.split(at_once):
         unit_SN = torch.zeros(len(chosen), lower_BN.shape[1], dtype=lower_BN.dtype, device=lower_BN.device)

@@ -1,6 +1,6 @@
-"""Affine operations: what they do to an interval, and to a linear function of their output.
+"""Affine operations: what they do to an interval, to a form, and to a linear function of their output.
 
-Shapes: B batch, S linear functions (specifications); ``...`` is the shape of one image's features.
+Shapes: B batch, S linear functions (specifications), E errors; ``...`` is the shape of one image's features.
 """
 
 from abc import ABC, abstractmethod
@@ -55,6 +55,38 @@ class Interval:
 
 
 @dataclass(frozen=True, eq=False)
+class Form:
+    """All of ``centre + sum_e t_e errors_e`` with every ``t_e`` in [-1, 1]: an affine image of a box.
+
+    Attributes:
+        centre: float ``[batch, ...]``.
+        errors: ``[batch, errors, ...]``. An error of one number is the same in every form of a network.
+    """
+
+    centre: Tensor
+    errors: Tensor
+
+    @property
+    def interval(self) -> Interval:
+        """The smallest box that holds all of it."""
+        return Interval(self.centre, self.errors.abs().sum(1))
+
+
+@dataclass(frozen=True, eq=False)
+class Pushed:
+    """What an operation makes of forms.
+
+    Attributes:
+        form: In the errors that the inputs have.
+        fresh: Radius, ``[batch, ...]``, of an error of its own that each entry has besides; ``None`` if none
+            has.
+    """
+
+    form: Form
+    fresh: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Pulled:
     """A linear function of an operation's output, as one of its inputs that is never above it.
 
@@ -72,11 +104,11 @@ class Operation(ABC):
 
     Attributes:
         moves_only: Whether it only copies, reshapes or joins entries.
-        affine: Whether pulling back loses nothing.
+        affine: Whether pulling back, and pushing on, lose nothing.
     """
 
     moves_only: ClassVar[bool] = False
-    affine: ClassVar[bool] = True
+    affine: ClassVar[bool] = False
 
     @abstractmethod
     def interval(self, *inputs: Interval) -> Interval:
@@ -91,13 +123,42 @@ class Operation(ABC):
             inputs: Boxes in which the inputs lie.
         """
 
+    @abstractmethod
+    def push(self, forms: Sequence[Form], inputs: Sequence[Interval]) -> Pushed:
+        """Return a form that holds the output for every input of ``forms`` that lies in ``inputs``.
+
+        Args:
+            forms: Of the inputs, all in the same errors.
+            inputs: Boxes in which the inputs lie.
+        """
+
+
+class Affine(Operation, ABC):
+    """An operation that sends a form to a form, with nothing lost."""
+
+    affine = True
+
+    @abstractmethod
+    def directions(self, *parts_BE: Tensor) -> Tensor:
+        """Return what the operation without its shift makes of ``[batch, errors, ...]`` for each input."""
+
+    def push(self, forms: Sequence[Form], inputs: Sequence[Interval]) -> Pushed:
+        points = (Interval(form.centre, torch.zeros_like(form.centre)) for form in forms)
+        return Pushed(Form(self.interval(*points).centre, self.directions(*(form.errors for form in forms))))
+
+
+def _each(compute: Callable[[Tensor], Tensor], part_BE: Tensor) -> Tensor:
+    """Return what ``compute``, on ``[n, ...]``, makes of ``[batch, errors, ...]``."""
+    computed = compute(part_BE.flatten(0, 1))
+    return computed.reshape(*part_BE.shape[:2], *computed.shape[1:])
+
 
 def no_constant(coefficients_BS: Tensor) -> Tensor:
     """Return zeros ``[batch, functions]``."""
     return coefficients_BS.new_zeros(coefficients_BS.shape[:2])
 
 
-class Identity(Operation):
+class Identity(Affine):
     """Nothing: dropout in eval mode too."""
 
     moves_only = True
@@ -108,9 +169,12 @@ class Identity(Operation):
     def pull_back(self, coefficients_BS: Tensor, inputs: Sequence[Interval]) -> Pulled:
         return Pulled((coefficients_BS,), no_constant(coefficients_BS))
 
+    def directions(self, *parts_BE: Tensor) -> Tensor:
+        return parts_BE[0]
+
 
 @dataclass(frozen=True, eq=False)
-class Reshape(Operation):
+class Reshape(Affine):
     """Give each image's features another shape.
 
     Attributes:
@@ -131,9 +195,12 @@ class Reshape(Operation):
             (coefficients_BS.reshape(*coefficients_BS.shape[:2], *shape),), no_constant(coefficients_BS)
         )
 
+    def directions(self, *parts_BE: Tensor) -> Tensor:
+        return parts_BE[0].reshape(*parts_BE[0].shape[:2], *self.shape)
+
 
 @dataclass(frozen=True, eq=False)
-class Concatenate(Operation):
+class Concatenate(Affine):
     """Join the inputs along ``dim``, which counts the batch as 0."""
 
     dim: int
@@ -147,9 +214,12 @@ class Concatenate(Operation):
         sizes = [each.centre.shape[self.dim] for each in inputs]
         return Pulled(coefficients_BS.split(sizes, self.dim + 1), no_constant(coefficients_BS))
 
+    def directions(self, *parts_BE: Tensor) -> Tensor:
+        return torch.cat(parts_BE, self.dim + 1)
+
 
 @dataclass(frozen=True, eq=False)
-class Sum(Operation):
+class Sum(Affine):
     """Add the inputs, each times 1 or -1."""
 
     signs: tuple[int, ...]
@@ -164,9 +234,15 @@ class Sum(Operation):
     def pull_back(self, coefficients_BS: Tensor, inputs: Sequence[Interval]) -> Pulled:
         return Pulled(tuple(sign * coefficients_BS for sign in self.signs), no_constant(coefficients_BS))
 
+    def directions(self, *parts_BE: Tensor) -> Tensor:
+        return sum(
+            (sign * part for sign, part in zip(self.signs, parts_BE, strict=True)),
+            start=torch.zeros_like(parts_BE[0]),
+        )
+
 
 @dataclass(frozen=True, eq=False)
-class Scale(Operation):
+class Scale(Affine):
     """Entry by entry ``scale * x + shift``: batch normalisation in eval mode, normalised pixels.
 
     Attributes:
@@ -186,13 +262,17 @@ class Scale(Operation):
         constant = (coefficients_BS.flatten(2) @ shift_BN1).squeeze(2)
         return Pulled((coefficients_BS * self.scale.expand(shape).unsqueeze(1),), constant)
 
+    def directions(self, *parts_BE: Tensor) -> Tensor:
+        shape = parts_BE[0].shape
+        return parts_BE[0] * self.scale.expand(shape[0], *shape[2:]).unsqueeze(1)
+
 
 def _scaled_bias(bias: Tensor | None, scale_C: Tensor, shift_C: Tensor) -> Tensor:
     return shift_C if bias is None else bias * scale_C + shift_C
 
 
 @dataclass(frozen=True, eq=False)
-class Linear(Operation):
+class Linear(Affine):
     """A matrix on features ``[batch, inputs]``."""
 
     weight: Tensor
@@ -210,9 +290,12 @@ class Linear(Operation):
         constant = no_constant(coefficients_BS) if self.bias is None else coefficients_BS @ self.bias
         return Pulled((coefficients_BS @ self.weight,), constant)
 
+    def directions(self, *parts_BE: Tensor) -> Tensor:
+        return F.linear(parts_BE[0], self.weight)
+
 
 @dataclass(frozen=True, eq=False)
-class Convolution(Operation):
+class Convolution(Affine):
     """A two-dimensional convolution with zero padding."""
 
     weight: Tensor
@@ -262,9 +345,13 @@ class Convolution(Operation):
             constant = coefficients_BS.sum((3, 4)) @ self.bias
         return Pulled((pulled.unflatten(0, coefficients_BS.shape[:2]),), constant)
 
+    def directions(self, *parts_BE: Tensor) -> Tensor:
+        rest = (self.stride, self.padding, self.dilation, self.groups)
+        return _each(lambda part: F.conv2d(part, self.weight, None, *rest), parts_BE[0])
+
 
 @dataclass(frozen=True, eq=False)
-class Average(Operation):
+class Average(Affine):
     """Averages of entries: pooling, or a mean over dimensions.
 
     Attributes:
@@ -283,3 +370,6 @@ class Average(Operation):
         flat = coefficients_BS.flatten(0, 1)
         pulled = self.spread(flat, torch.Size((len(flat), *inputs[0].centre.shape[1:])))
         return Pulled((pulled.unflatten(0, coefficients_BS.shape[:2]),), no_constant(coefficients_BS))
+
+    def directions(self, *parts_BE: Tensor) -> Tensor:
+        return _each(self.average, parts_BE[0])

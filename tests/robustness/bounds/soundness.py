@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from robustcompress.robustness.bounds.crown import crown_ibp_margins, tightened
 from robustcompress.robustness.bounds.interval import interval_margins, propagate
+from robustcompress.robustness.bounds.symbolic import symbolic_margins
 from robustcompress.robustness.bounds.tracing import trace_network
 from robustcompress.robustness.threat import Threat
 
@@ -149,7 +150,19 @@ def by_crown(
     return crown_ibp_margins(tightened(boxed, at_once=7), labels)
 
 
-METHODS: dict[str, Method] = {"interval": by_interval, "crown_ibp": by_crown_ibp, "crown": by_crown}
+def by_symbolic(
+    model: nn.Module, tensors: Mapping[str, Tensor], images: Tensor, labels: Tensor, threat: Threat
+) -> Tensor:
+    """Return bounds of the margins by symbolic intervals."""
+    return symbolic_margins(propagate(trace_network(model), tensors, *threat.box(images)), labels)
+
+
+METHODS: dict[str, Method] = {
+    "interval": by_interval,
+    "crown_ibp": by_crown_ibp,
+    "crown": by_crown,
+    "symbolic": by_symbolic,
+}
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,10 +12,13 @@ from robustcompress.robustness.bounds.activations import MaxPool, Rectifier
 from robustcompress.robustness.bounds.interval import propagate
 from robustcompress.robustness.bounds.operations import (
     Average,
+    Concatenate,
     Convolution,
+    Form,
     Interval,
     Linear,
     Pulled,
+    Pushed,
     Reshape,
     Scale,
     Sum,
@@ -158,6 +161,60 @@ def _reordered(self: Reshape, coefficients_BS: Tensor, inputs: Sequence[Interval
     return Pulled((coefficients_BS.flip(2).reshape(shape),), coefficients_BS.new_zeros(shape[:2]))
 
 
+rectifier_on, pool_on, average_on = Rectifier.push, MaxPool.push, Average.directions
+
+
+def _steeper_line(self: Rectifier, forms: Sequence[Form], inputs: Sequence[Interval]) -> Pushed:
+    right = rectifier_on(self, forms, inputs)
+    return Pushed(Form(right.form.centre, right.form.errors / 2), right.fresh)
+
+
+def _no_error_of_its_own(self: Rectifier, forms: Sequence[Form], inputs: Sequence[Interval]) -> Pushed:
+    return Pushed(rectifier_on(self, forms, inputs).form)
+
+
+def _the_line_above_alone(self: Rectifier, forms: Sequence[Form], inputs: Sequence[Interval]) -> Pushed:
+    right = rectifier_on(self, forms, inputs)
+    assert right.fresh is not None
+    return Pushed(Form(right.form.centre + right.fresh, right.form.errors))
+
+
+def _half_of_the_shift_forgotten(
+    self: Rectifier, forms: Sequence[Form], inputs: Sequence[Interval]
+) -> Pushed:
+    right = rectifier_on(self, forms, inputs)
+    assert right.fresh is not None
+    return Pushed(Form(right.form.centre - right.fresh, right.form.errors), right.fresh)
+
+
+def _centre_of_the_pool_alone(self: MaxPool, forms: Sequence[Form], inputs: Sequence[Interval]) -> Pushed:
+    return Pushed(pool_on(self, forms, inputs).form)
+
+
+def _one_sign_turned(self: Sum, *parts_BE: Tensor) -> Tensor:
+    return self.signs[0] * parts_BE[0] - self.signs[1] * parts_BE[1]
+
+
+def _halves(self: Average, *parts_BE: Tensor) -> Tensor:
+    return average_on(self, *parts_BE) / 2
+
+
+def _joined_the_other_way(self: Concatenate, *parts_BE: Tensor) -> Tensor:
+    return torch.cat(parts_BE, self.dim + 1).flip(self.dim + 1)
+
+
+FORM_FAULTS: list[tuple[type[Any], str, Callable[..., Any]]] = [
+    (Rectifier, "push", _steeper_line),
+    (Rectifier, "push", _no_error_of_its_own),
+    (Rectifier, "push", _the_line_above_alone),
+    (Rectifier, "push", _half_of_the_shift_forgotten),
+    (MaxPool, "push", _centre_of_the_pool_alone),
+    (Sum, "directions", _one_sign_turned),
+    (Average, "directions", _halves),
+    (Concatenate, "directions", _joined_the_other_way),
+]
+
+
 FAULTS: list[tuple[type[Any], str, Callable[..., Any]]] = [
     (Linear, "interval", _no_absolute_weights),
     (Convolution, "interval", _kernel_not_absolute),
@@ -187,3 +244,14 @@ def test_a_fault_in_a_bound_is_found_out(
     assert any(
         excess(METHODS[bound], network(name, seed), *batch(seed)) > 1e-3 for name, seed, bound in cases
     )
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "fault"), FORM_FAULTS, ids=lambda item: getattr(item, "__name__", item)
+)
+def test_a_fault_in_a_form_is_found_out(
+    owner: type[Any], method: str, fault: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, method, fault)
+    cases = ((name, seed) for seed in range(3) for name in NAMES)
+    assert any(excess(METHODS["symbolic"], network(name, seed), *batch(seed)) > 1e-3 for name, seed in cases)
