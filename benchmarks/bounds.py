@@ -56,7 +56,7 @@ class Products(TorchDispatchMode):
     """Keeps every convolution and matrix product that runs below it, to run them again."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Callable[[], object]] = []
 
     def __torch_dispatch__(

@@ -28,7 +28,12 @@ DataOption = Annotated[
     str | None, typer.Option(help="fashion-mnist-mini, fashion-mnist, cifar10 or image-folder.")
 ]
 DataDirOption = Annotated[Path | None, typer.Option(help="Folder that holds the data set's files.")]
-ObjectiveOption = Annotated[str | None, typer.Option(help="natural, pgd, trades or smoothing.")]
+ObjectiveOption = Annotated[
+    str | None,
+    typer.Option(
+        help="natural, pgd, trades, smoothing, or for proofs ibp, crown-ibp, mixtrain, sabr or mtl-ibp."
+    ),
+]
 EpsOption = Annotated[
     str | None, typer.Option(help="How far pixels may be moved, on the scale 0 to 1: 0.1 or 8/255.")
 ]

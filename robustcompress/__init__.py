@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from robustcompress.compressor import load as load
     from robustcompress.data import ImageSet as ImageSet
     from robustcompress.export import formats as formats
+    from robustcompress.export.network import read_network as read_network
     from robustcompress.export.session import OnnxSession as OnnxSession
     from robustcompress.pipeline.certifying import Certification as Certification
     from robustcompress.pipeline.certifying import certify_data_set as certify_data_set
@@ -68,8 +69,9 @@ _PUBLIC = {
     "load": "robustcompress.compressor:load",
     "networks": "robustcompress.zoo.networks:",
     "objectives": "robustcompress.training.objectives:",
-    "print_report": "robustcompress.report.table:print_report",
     "patterns": "robustcompress.pruning.patterns:",
+    "print_report": "robustcompress.report.table:print_report",
+    "read_network": "robustcompress.export.network:read_network",
     "scores": "robustcompress.pruning.scores:",
 }
 
@@ -103,6 +105,7 @@ __all__ = [
     "objectives",
     "patterns",
     "print_report",
+    "read_network",
     "scores",
 ]
 

@@ -26,6 +26,7 @@ from robustcompress.pruning.budgets import Budget
 from robustcompress.pruning.patterns import Pattern
 from robustcompress.pruning.scores import Score
 from robustcompress.robustness.attacks import Attack
+from robustcompress.robustness.certifiers import Certifier
 from robustcompress.robustness.threat import Threat
 from robustcompress.training.augmentation import Augmentation
 from robustcompress.training.objectives import Objective
@@ -97,6 +98,9 @@ class EvaluationSettings(BaseModel):
         threat: In place of the training threat.
         attacks: Each is run on every image; their pointwise worst case is reported too.
         limit: Judge at most so many test images; ``None`` for all.
+        certifiers: Prove radii of the network and of every ONNX file. Bounds name theirs, such as
+            ``{kind: best, radii: [8/255]}``.
+        certify_limit: Certify at most so many test images; ``None`` for all that are judged.
         curve: Radii, as multiples of the threat's, at which the first attack is repeated for the picture
             of robust accuracy against eps; empty for none.
         curve_limit: Images for that picture.
@@ -110,6 +114,8 @@ class EvaluationSettings(BaseModel):
         default_factory=lambda: (Attack.find("pgd"), Attack.find("apgd"))
     )
     limit: int | None = Field(default=None, ge=1)
+    certifiers: tuple[Annotated[SerializeAsAny[Certifier], BeforeValidator(Certifier.find)], ...] = ()
+    certify_limit: int | None = Field(default=None, ge=1)
     curve: tuple[Number, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
     curve_limit: int = Field(default=500, ge=1)
     examples: int = Field(default=8, ge=0)

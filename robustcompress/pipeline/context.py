@@ -74,6 +74,11 @@ class Context:
         self._fingerprint = self._fingerprint or self.train.fingerprint()
         return self._fingerprint
 
+    @property
+    def judged(self) -> Iterable[Batch]:
+        """Images that the result is judged on."""
+        return self.validation if self.test is None else self.test
+
     def warn(self, message: str) -> None:
         """Tell sinks and report that something is not as it should be."""
         self.warnings.append(message)

@@ -1,7 +1,7 @@
 """Attack the network and every exported file, and write the report."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from robustcompress.events import Progress
 from robustcompress.export.formats import Exported
 from robustcompress.export.session import OnnxSession
 from robustcompress.graph.cost import count_macs, effective_macs
+from robustcompress.pipeline.certified_evaluation import certify_all
 from robustcompress.pipeline.compacting import weight_counts
 from robustcompress.pipeline.context import Context, versions
 from robustcompress.pipeline.interrupts import check_stop
@@ -37,7 +38,6 @@ from robustcompress.robustness.examples import Example
 from robustcompress.robustness.predictor import as_predictor
 from robustcompress.storage.artifact import Artifact
 from robustcompress.storage.atomic import write_bytes
-from robustcompress.training.batches import Batch
 from robustcompress.training.loop import float32_math
 
 NO_TEST = (
@@ -63,6 +63,7 @@ def evaluate(
     with float32_math("fp32"):
         found = _measure(context, network, files)
         curve = _curve(context, network)
+        certified = certify_all(context, network, files, before, found)
     report = Report(
         run=_run_info(context, stages),
         network=_network_info(context, network.cpu()),
@@ -74,6 +75,7 @@ def evaluate(
         artifact_bytes=_artifact_bytes(context, before),
         dense_bytes=sum(t.numel() * t.element_size() for t in context.model.state_dict().values()),
         curve=curve,
+        certified=certified,
         examples=tuple(_example(context, item) for item in found.examples),
     )
     folder = context.run_dir / "report"
@@ -81,11 +83,6 @@ def evaluate(
     write_bytes(folder / "report.json", report.model_dump_json(indent=1).encode())
     write_bytes(folder / "report.html", render_page(report).encode())
     return report
-
-
-def judged_batches(context: Context) -> Iterable[Batch]:
-    """Return the images that the result is judged on."""
-    return context.validation if context.test is None else context.test
 
 
 def _measure(context: Context, network: nn.Module, files: Sequence[Exported]) -> Evaluation:
@@ -97,7 +94,7 @@ def _measure(context: Context, network: nn.Module, files: Sequence[Exported]) ->
 
     return measure(
         network,
-        judged_batches(context),
+        context.judged,
         threat=context.recipe.evaluation_threat,
         attacks=settings.attacks,
         seed=context.recipe.seed,
@@ -119,7 +116,7 @@ def _curve(context: Context, network: nn.Module) -> Curve | None:
     with as_predictor(network, context.device) as predictor:
         found = eps_curve(
             predictor,
-            judged_batches(context),
+            context.judged,
             radii,
             threat=threat,
             attack=attack,

@@ -1,13 +1,14 @@
 """The pictures of the report, each a function from a part of the report to an SVG element."""
 
 from collections.abc import Sequence
+from itertools import cycle
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from robustcompress.report.model import Curve, FileInfo, LayerInfo, SiteHistogram, StageInfo
+from robustcompress.report.model import CertifiedInfo, Curve, FileInfo, LayerInfo, SiteHistogram, StageInfo
 from robustcompress.report.svg import BLUE, FAINT, GREEN, GREY, INK, ORANGE, printable, render_svg
 from robustcompress.robustness.measurement import wilson_interval
 
@@ -186,6 +187,42 @@ def accuracy_by_eps(curve: Curve, *, threat_eps: float | None) -> Markup:
     told = ", ".join(f"{point.accuracy:.1%} at eps {point.eps:.4g}" for point in points)
     label = f"Accuracy under {curve.attack} against eps: {told}."
     return render_svg(draw, size=(COLUMN, 3.7), name="accuracy-by-eps", label=label)
+
+
+def certified_by_radius(parts: Sequence[CertifiedInfo]) -> Markup:
+    """Draw certified accuracy against the radius, a line for each certifier.
+
+    Between two radii that were tested at least the larger one's accuracy is certified: the line steps down
+    behind each.
+
+    Args:
+        parts: One or more, of one subject and one norm, each with a radius or more.
+    """
+    norm = "Linf" if parts[0].norm == "linf" else "L2"
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for part, colour, marker in zip(
+            parts, cycle((GREEN, BLUE, ORANGE, INK)), cycle("^osD"), strict=False
+        ):
+            points = sorted((item.radius, item.accuracy) for item in part.accuracies)
+            axes.step(
+                [radius for radius, _ in points], [accuracy for _, accuracy in points], where="pre",
+                color=colour, marker=marker, markersize=4.5, label=part.certifier, clip_on=False,
+            )  # fmt: skip
+        axes.set_xlabel(f"radius ({norm}, pixel scale 0 to 1)")
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+        _accuracy_axis(axes, "certified accuracy")
+        figure.legend(loc="outside upper left", ncols=3)
+
+    told = "; ".join(
+        f"{part.certifier}: "
+        + ", ".join(f"{item.accuracy:.1%} at radius {item.radius:.4g}" for item in part.accuracies)
+        for part in parts
+    )
+    label = f"Certified accuracy against the {norm} radius. {told}."
+    return render_svg(draw, size=(COLUMN, 3.7), name=f"certified-by-radius-{parts[0].norm}", label=label)
 
 
 def sizes(artifact_bytes: int, dense_bytes: int, files: Sequence[FileInfo]) -> Markup:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from robustcompress.errors import StorageError
+from robustcompress.robustness.certification import CertifiedAccuracy
 from robustcompress.robustness.measurement import Measurement
 
 SCHEMA = 1
@@ -166,6 +167,28 @@ class Curve(_Part):
     points: tuple[CurvePoint, ...]
 
 
+class CertifiedInfo(_Part):
+    """What a certifier proved about one subject.
+
+    Attributes:
+        subject: ``network`` or the name of an exported file.
+        certifier: As it prints itself, such as ``best``.
+        settings: All of its settings.
+        norm: In which radii are measured.
+        smoothed: Whether the statement is about the subject under noise, and not about the subject itself.
+        abstained: Images of which nothing was proven; they count as wrong.
+        accuracies: Fraction certified right, at each radius.
+    """
+
+    subject: str
+    certifier: str
+    settings: dict[str, Any]
+    norm: str
+    smoothed: bool
+    abstained: int
+    accuracies: tuple[CertifiedAccuracy, ...]
+
+
 class ExampleInfo(_Part):
     """An image that an attack changed; pictures are PNG in base64.
 
@@ -205,6 +228,7 @@ class Report(_Part):
     artifact_bytes: int
     dense_bytes: int
     curve: Curve | None = None
+    certified: tuple[CertifiedInfo, ...] = ()
     examples: tuple[ExampleInfo, ...] = Field(default=(), repr=False)
 
     def measured(self, subject: str, attack: str) -> Measurement | None:

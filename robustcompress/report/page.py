@@ -113,6 +113,7 @@ def _pictures(report: Report, threat_eps: float | None) -> Sequence[Picture]:
         _stage_picture(report),
         _training_picture(report),
         _curve_picture(report, threat_eps),
+        *_certified_pictures(report),
         _size_picture(report),
         _sparsity_picture(report),
         _magnitude_picture(report),
@@ -160,6 +161,26 @@ def _curve_picture(report: Report, threat_eps: float | None) -> Picture:
         "Shaded: 95% interval (Wilson)."
     )
     return Picture(title, charts.accuracy_by_eps(curve, threat_eps=threat_eps), text)
+
+
+def _certified_pictures(report: Report) -> Sequence[Picture]:
+    """Return a picture for each norm in which the headline's subject was certified."""
+    file = _headline_file(report)
+    subject = file.name if file and any(part.subject == file.name for part in report.certified) else "network"
+    made: list[Picture] = []
+    for norm in ("linf", "l2"):
+        parts = [part for part in report.certified if (part.subject, part.norm) == (subject, norm)]
+        if parts:
+            count = parts[0].accuracies[0].count
+            text = (
+                f"{subject} on {count:,} {report.run.judged_on} images, {_norm(norm)} radii on the pixel "
+                "scale 0 to 1: the fraction of images whose right class no change within the radius alters."
+            )
+            if any(part.smoothed for part in parts):
+                text += " Randomized smoothing certifies the class given most often under noise."
+            picture = charts.certified_by_radius(parts)
+            made.append(Picture(f"Certified accuracy against the {_norm(norm)} radius", picture, text))
+    return made
 
 
 def _size_picture(report: Report) -> Picture:

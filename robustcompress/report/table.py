@@ -32,6 +32,29 @@ def accuracy_table(report: Report) -> Table:
     return table
 
 
+def certified_table(report: Report) -> Table:
+    """Return the rows of certified accuracy: subject, certifier, radius, result with its 95% interval."""
+    count = report.certified[0].accuracies[0].count
+    table = Table(title=f"certified accuracy on {count} {report.run.judged_on} images")
+    table.add_column("subject")
+    table.add_column("certifier")
+    table.add_column("radius", justify="right")
+    table.add_column("certified", justify="right")
+    table.add_column("95% interval", justify="right")
+    last = ("", "")
+    for part in report.certified:
+        who = (part.subject, f"{part.certifier}{' (under noise)' if part.smoothed else ''}")
+        if last[0] and who[0] != last[0]:
+            table.add_section()
+        for item in part.accuracies:
+            low, high = item.interval
+            shown = who if who != last else ("", "")
+            radius = f"{'Linf' if part.norm == 'linf' else 'L2'} {item.radius:.4g}"
+            table.add_row(*shown, radius, f"{item.accuracy:.1%}", f"{low:.1%} to {high:.1%}")
+            last = who
+    return table
+
+
 def size_table(report: Report) -> Table:
     """Return the rows of size: what was there before, and each file."""
     table = Table(title="size")
@@ -61,7 +84,10 @@ def summary(report: Report) -> str:
 def render(report: Report) -> Group:
     """Return summary, size and accuracy for a rich console."""
     warnings = [f"warning: {text}" for text in report.run.warnings]
-    return Group(summary(report), size_table(report), accuracy_table(report), *warnings)
+    tables = [size_table(report), accuracy_table(report)]
+    if report.certified:
+        tables.append(certified_table(report))
+    return Group(summary(report), *tables, *warnings)
 
 
 def print_report(report: Report, console: Console | None = None) -> None:

@@ -27,10 +27,12 @@ class Evaluation:
     Attributes:
         measurements: Per subject (the network first, then each file): clean, each attack, worst case.
         examples: Adversarial images for a report, in the order of the data.
+        outcomes: Per subject, pairs of ``clean`` or an attack, and bool ``[images]``: whether it was right.
     """
 
     measurements: tuple[Measurement, ...]
     examples: tuple[Example, ...]
+    outcomes: Mapping[str, tuple[tuple[str, Tensor], ...]]
 
 
 def evaluate(
@@ -83,8 +85,7 @@ def evaluate(
     files = files or {}
     if subject in files:
         raise ConfigError(f"each subject needs its own name; a file is called {subject!r} like the network.")
-    totals: dict[str, Tensor] = {}
-    count = 0
+    parts: dict[str, list[Tensor]] = {}
     gallery = Gallery(keep_examples)
     with as_predictor(network, device) as predictor:
         judges: dict[str, Predictor] = {subject: predictor}
@@ -103,24 +104,25 @@ def evaluate(
                 for name, found in attacked.items():
                     right[name].append(right[name][0] & (found == batch.labels))
                 _tell(progress, str(attack), batch)
-            for name, outcomes in right.items():
-                counts = _counts(torch.stack(outcomes))
-                totals[name] = totals[name] + counts if name in totals else counts
-            count += len(batch.labels)
+            for name, columns in right.items():
+                parts.setdefault(name, []).append(torch.stack(columns).cpu())
+    rows = {name: torch.cat(columns, dim=1) for name, columns in parts.items()}
     measurements = tuple(
         measurement
         for name in judges
         for measurement in _measurements(
             name,
-            [int(correct) for correct in totals[name]],
-            count,
+            [*rows[name].sum(1).tolist(), int(rows[name].all(0).sum())],
+            rows[name].shape[1],
             threat=threat,
             attacks=attacks,
             seed=seed,
             access="white-box" if name == subject else "transfer",
         )
     )
-    return Evaluation(measurements, tuple(gallery.examples))
+    titles = ["clean", *(str(attack) for attack in attacks)]
+    outcomes = {name: tuple(zip(titles, table, strict=True)) for name, table in rows.items()}
+    return Evaluation(measurements, tuple(gallery.examples), outcomes)
 
 
 def robust_accuracy(
@@ -211,11 +213,6 @@ def _on_cpu(file: Predictor) -> Predictor:
 def _tell(progress: OnProgress | None, task: str, batch: Batch) -> None:
     if progress is not None:
         progress(task, batch.index + 1, batch.total)
-
-
-def _counts(right: Tensor) -> Tensor:
-    """Return how many images each row of ``[1 + attacks, batch]`` gets right, and how many all rows do."""
-    return torch.cat([right.sum(1), right.all(0).sum()[None]]).cpu()
 
 
 def _measurements(

@@ -26,7 +26,7 @@ class Predictor(Protocol):
 
 
 @contextmanager
-def as_predictor(network: nn.Module, device: torch.device | str) -> Generator[Predictor, None, None]:
+def as_predictor(network: nn.Module, device: torch.device | str) -> Generator[nn.Module, None, None]:
     """Serve ``network`` for judging: in eval mode, its parameters without gradients, on ``device``.
 
     The module itself is used, and gets back the mode of every submodule and ``requires_grad`` of every
@@ -52,6 +52,14 @@ def as_predictor(network: nn.Module, device: torch.device | str) -> Generator[Pr
 def predicted_classes(predictor: Predictor, images: Tensor, labels: Tensor, *, where: str) -> Tensor:
     """Return the class of the largest logit per image, the first one of a tie; int64 ``[batch]``.
 
+    Arguments and errors are those of :func:`finite_logits`.
+    """
+    return finite_logits(predictor, images, labels, where=where).argmax(1).to(labels.device)
+
+
+def finite_logits(predictor: Predictor, images: Tensor, labels: Tensor, *, where: str) -> Tensor:
+    """Return the logits of ``images``, checked; ``[batch, classes]``.
+
     Args:
         predictor: Who is judged; no graph is kept.
         images: float ``[batch, ...]``.
@@ -70,7 +78,7 @@ def predicted_classes(predictor: Predictor, images: Tensor, labels: Tensor, *, w
             f"{where}: expected finite logits; {bad} of {len(logits)} images gave NaN or infinity. Train "
             "with a smaller learning rate, or look for a division or a logarithm of zero in the network."
         )
-    return logits.argmax(1).to(labels.device)
+    return logits
 
 
 def _is_on(tensor: Tensor, device: torch.device) -> bool:

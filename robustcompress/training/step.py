@@ -176,7 +176,7 @@ class Stepper:
         for part in range(parts if len(images) else 0):
             start, stop = (len(images) * edge // parts for edge in (part, part + 1))
             rows = slice(first + start, first + stop)
-            view = self._view(stop - start, highest, moment, None if stop - start == whole else rows, whole)
+            view = self._view(highest, moment, None if stop - start == whole else rows, whole)
             loss = self._objective.loss(view, images[start:stop], labels[start:stop])
             if stop - start != whole:
                 loss = loss * ((stop - start) / whole)
@@ -184,18 +184,18 @@ class Stepper:
             value += loss.detach()
         return value
 
-    def _view(self, count: int, highest: int, moment: Moment, rows: slice | None, whole: int) -> StepView:
+    def _view(self, highest: int, moment: Moment, rows: slice | None, whole: int) -> StepView:
         where = f"training step {moment.step + 1}"
 
         def learning(inputs: Tensor) -> Tensor:
             with autocast(self._precision, self._device):
                 logits = self._learner(self._networks.arranged(inputs))
-            return _exact(check_classes(logits, count, highest, where=where))
+            return _exact(check_classes(logits, len(inputs), highest, where=where))
 
         def frozen(inputs: Tensor) -> Tensor:
             with autocast(self._attack_precision, self._device):
                 logits = self._attacked(self._networks.arranged(inputs))
-            return _exact(check_classes(logits, count, highest, where=where))
+            return _exact(check_classes(logits, len(inputs), highest, where=where))
 
         return StepView(
             learning=learning,

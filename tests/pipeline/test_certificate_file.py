@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from robustcompress.errors import ConfigError, StorageError
-from robustcompress.pipeline.certificate_file import CertificateFile
+from robustcompress.errors import ConfigError, DataError, StorageError
+from robustcompress.pipeline.certificate_file import CertificateFile, read_certificates, united
 from robustcompress.robustness.certifiers import Certificate
 
 IDENTITY: dict[str, object] = {"seed": 0, "certifier": {"kind": "smoothing", "sigma": 0.25}}
@@ -59,3 +59,26 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be used for certificates: Is a directory"):
         CertificateFile(tmp_path, IDENTITY)
+
+
+def test_what_is_only_read_stays_as_it_is(tmp_path: Path) -> None:
+    path = _written(tmp_path / "kept")
+    cut = path.read_bytes()[:-3]
+    path.write_bytes(cut)
+    assert read_certificates(path, IDENTITY) == tuple(MADE[:2])
+    assert path.read_bytes() == cut
+    with pytest.raises(ConfigError, match="holds certificates of something else: seed differ"):
+        read_certificates(path, {**IDENTITY, "seed": 1})
+    with pytest.raises(StorageError, match="cannot be read for certificates: No such file"):
+        read_certificates(tmp_path / "none", IDENTITY)
+    assert not (tmp_path / "none").exists()
+
+
+def test_files_are_united_in_the_order_of_the_images() -> None:
+    assert united([[MADE[2], MADE[0]], [], [MADE[1], MADE[0]]]) == tuple(MADE)
+
+
+def test_files_that_contradict_each_other_are_refused() -> None:
+    other = MADE[1].model_copy(update={"radius": 0.3})
+    with pytest.raises(DataError, match=r"image 1 has two certificates that differ: radius 0\.1 and 0\.3"):
+        united([MADE, [other]])

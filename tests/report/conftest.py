@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from robustcompress.report.model import (
+    CertifiedInfo,
     Curve,
     CurvePoint,
     EpochInfo,
@@ -19,6 +20,7 @@ from robustcompress.report.model import (
     as_png,
     magnitude_histogram,
 )
+from robustcompress.robustness.certification import CertifiedAccuracy
 from robustcompress.robustness.measurement import Measurement
 
 LAYERS = ("features.0", "features.3", "hidden.0", "classifier")
@@ -36,6 +38,28 @@ def rows(subject: str, access: str) -> list[Measurement]:
             {**common, **threat, "attack": "APGD-CE-20x1", "correct": 648, "settings": settings},
             {**common, **threat, "attack": "worst case", "correct": 641, "settings": {"attacks": "both"}},
         )
+    ]
+
+
+def certified(subject: str) -> list[CertifiedInfo]:
+    def part(certifier: str, norm: str, correct: tuple[int, ...], radii: tuple[float, ...]) -> CertifiedInfo:
+        return CertifiedInfo(
+            subject=subject,
+            certifier=certifier,
+            settings={"kind": certifier.split()[0], "slack": 1e-4},
+            norm=norm,
+            smoothed=norm == "l2",
+            abstained=31,
+            accuracies=tuple(
+                CertifiedAccuracy(radius=radius, correct=n, count=200)
+                for radius, n in zip(radii, correct, strict=True)
+            ),
+        )
+
+    return [
+        part("best", "linf", (137, 113), (0.05, 0.1)),
+        part("interval", "linf", (129, 101), (0.05, 0.1)),
+        part("smoothing 0.25", "l2", (151, 127, 96), (0.0, 0.25, 0.5)),
     ]
 
 
@@ -115,6 +139,7 @@ def report() -> Report:
             count=200,
             points=tuple(CurvePoint(eps=0.05 * i, accuracy=0.8 - 0.12 * i) for i in range(5)),
         ),
+        certified=tuple(certified("network") + certified("model.onnx")),
         examples=tuple(
             ExampleInfo(
                 original=as_png(pictures[i]),

@@ -76,6 +76,34 @@ def test_every_number_stands_with_how_it_was_measured(report: Report) -> None:
         assert word in page
 
 
+def test_every_certified_accuracy_stands_with_its_radius_and_interval(report: Report) -> None:
+    page = render_page(report)
+    text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    for part in report.certified:
+        for item in part.accuracies:
+            low, high = item.interval
+            row = f"{item.accuracy:.1%} {low:.1%} to {high:.1%} {item.correct} / {item.count} 31 slack 0.0001"
+            assert row in text
+    assert "smoothing 0.25 (under noise) L2 0.5 48.0%" in text
+    assert "best Linf 0.05 68.5%" in text
+    pictures = re.findall(r'<svg[^>]*aria-label="(Certified[^"]*)"', page)
+    assert pictures == [
+        "Certified accuracy against the Linf radius. best: 68.5% at radius 0.05, 56.5% at radius 0.1; "
+        "interval: 64.5% at radius 0.05, 50.5% at radius 0.1.",
+        "Certified accuracy against the L2 radius. smoothing 0.25: 75.5% at radius 0, 63.5% at radius 0.25, "
+        "48.0% at radius 0.5.",
+    ]
+
+
+def test_without_certifiers_nothing_is_said_of_certificates(
+    report: Report, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = report.model_copy(update={"certified": ()})
+    print_report(bare)
+    assert "ertif" not in render_page(bare).replace("(or certified)", "")
+    assert "ertif" not in capsys.readouterr().out
+
+
 def test_every_picture_has_words_for_it(report: Report) -> None:
     page = render_page(report)
     pictures = re.findall(r"<svg[^>]*>", page)
@@ -119,6 +147,11 @@ def test_the_table_says_subject_attack_access_and_interval(
         "white-box",
         "transfer",
         "8.3x",
+        "certified accuracy on 200 test images",
+        "smoothing 0.25",
+        "Linf 0.05",
+        "L2 0.5",
+        "68.5%",
         "warning: look <here>",
     ):
         assert words in shown

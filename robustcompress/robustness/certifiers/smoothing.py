@@ -1,7 +1,7 @@
 """Randomized smoothing: what a network says most often under Gaussian noise, and how far that holds."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 from typing import ClassVar, Self
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustcompress.fractions import Number
 from robustcompress.robustness.binomial import lower_bound
-from robustcompress.robustness.certifiers import Certificate, Certifier
+from robustcompress.robustness.certifiers import Certificate, Certifier, Subject
 from robustcompress.robustness.predictor import Predictor, predicted_classes
 from robustcompress.robustness.threat import Norm
 from robustcompress.seeding import generator_for
@@ -71,9 +71,20 @@ class Smoothing(Certifier):
         """The radius if all draws agree: no image gets a larger one."""
         return self._radius(self.n)
 
+    @property
+    def usual_radii(self) -> tuple[float, ...]:
+        """Some multiples of ``sigma``: at 0 all that is certified counts."""
+        return tuple(factor * self.sigma for factor in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0))
+
     def certify(
-        self, predictor: Predictor, image: Tensor, label: int, *, index: int, seed: int
-    ) -> Certificate:
+        self, subject: Subject, images: Tensor, labels: Tensor, *, indices: Sequence[int], seed: int
+    ) -> list[Certificate]:
+        return [
+            self._certify(subject.predictor, image, label, index, seed)
+            for image, label, index in zip(images, labels.tolist(), indices, strict=True)
+        ]
+
+    def _certify(self, predictor: Predictor, image: Tensor, label: int, index: int, seed: int) -> Certificate:
         guesses = self._classes(predictor, image, label, self.n0, index, seed, "guess")
         # The first of a tie, as argmax: the guess may be anything that does not depend on the second sample.
         guess = int(torch.cat(list(guesses)).bincount().argmax())

@@ -14,8 +14,11 @@ from robustcompress.robustness.threat import Threat
 if TYPE_CHECKING:
     from robustcompress.training.objectives.crown_ibp import CrownIbp as CrownIbp
     from robustcompress.training.objectives.ibp import Ibp as Ibp
+    from robustcompress.training.objectives.mixtrain import MixTrain as MixTrain
+    from robustcompress.training.objectives.mtl_ibp import MtlIbp as MtlIbp
     from robustcompress.training.objectives.natural import Natural as Natural
     from robustcompress.training.objectives.pgd import Pgd as Pgd
+    from robustcompress.training.objectives.sabr import Sabr as Sabr
     from robustcompress.training.objectives.smoothing import Smoothing as Smoothing
     from robustcompress.training.objectives.trades import Trades as Trades
 

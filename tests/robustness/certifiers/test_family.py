@@ -6,25 +6,25 @@ import yaml
 from torch import Tensor, nn
 
 from robustcompress import families
-from robustcompress.robustness.certifiers import Certificate, Certifier
+from robustcompress.robustness.certifiers import Certificate, Certifier, Subject
 
 Trained = tuple[nn.Module, Tensor, Tensor]
 
 pytestmark = pytest.mark.parametrize("kind", families.kinds(Certifier.family))
 
 QUICK: dict[str, dict[str, object]] = {"smoothing": {"n0": 20, "n": 200, "sigma": 0.1}}
+BY_BOUNDS: dict[str, object] = {"radii": [0.002, "1/255", 0.01, 0.05, 0.2]}
 
 
 def _certifier(kind: str) -> Certifier:
-    return Certifier.find({"kind": kind, **QUICK.get(kind, {})})
+    return Certifier.find({"kind": kind, **QUICK.get(kind, BY_BOUNDS)})
 
 
 def _certify(kind: str, trained: Trained, count: int = 12, seed: int = 3) -> list[Certificate]:
     network, images, labels = trained
-    return [
-        _certifier(kind).certify(network, images[index], int(labels[index]), index=index, seed=seed)
-        for index in range(count)
-    ]
+    return _certifier(kind).certify(
+        Subject(network, network), images[:count], labels[:count], indices=range(count), seed=seed
+    )
 
 
 def test_settings_survive_yaml(kind: str) -> None:
@@ -62,6 +62,30 @@ def test_network_and_images_stay_as_they_are(kind: str, trained: Trained) -> Non
     _certify(kind, trained, 2)
     assert torch.equal(images, before)
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
+def test_what_an_image_gets_does_not_depend_on_its_companions(kind: str, trained: Trained) -> None:
+    network, images, labels = trained
+    certifier, together = _certifier(kind), _certify(kind, trained)
+    for chosen in ([3], [7, 0, 11], list(range(11, -1, -1))):
+        some = certifier.certify(
+            Subject(network, network), images[chosen], labels[chosen], indices=chosen, seed=3
+        )
+        assert some == [together[index] for index in chosen]
+
+
+def test_the_usual_radii_count_from_all_that_is_certified(kind: str, trained: Trained) -> None:
+    radii = _certifier(kind).usual_radii
+    assert list(radii) == sorted(set(radii))
+    found = _certify(kind, trained)
+    right = [item for item in found if item.predicted == item.label]
+    assert sum(item.holds(radii[0]) for item in found) == len(right) > 0
+
+
+def test_settings_of_speed_are_settings(kind: str) -> None:
+    certifier = _certifier(kind)
+    assert certifier.speed_settings <= set(type(certifier).model_fields)
+    assert certifier.images_at_once >= 1
 
 
 def test_the_certifier_prints_itself_and_names_its_norm(kind: str) -> None:

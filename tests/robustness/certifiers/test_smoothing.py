@@ -8,8 +8,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from robustcompress.errors import DataError, ModelError
-from robustcompress.robustness.certifiers import Certificate
+from robustcompress.robustness.certifiers import Certificate, Subject
 from robustcompress.robustness.certifiers.smoothing import Smoothing
+from robustcompress.robustness.predictor import Predictor
 
 TwoClass = tuple[nn.Module, Tensor, Tensor]
 
@@ -25,10 +26,18 @@ def _distances(two_class: TwoClass) -> Tensor:
 
 def _certify(certifier: Smoothing, two_class: TwoClass, count: int, seed: int = 0) -> list[Certificate]:
     network, images, labels = two_class
-    return [
-        certifier.certify(network, images[index], int(labels[index]), index=index, seed=seed)
-        for index in range(count)
-    ]
+    return certifier.certify(
+        Subject(network), images[:count], labels[:count], indices=range(count), seed=seed
+    )
+
+
+def _one(
+    certifier: Smoothing, predictor: Predictor, image: Tensor, label: int, index: int = 0
+) -> Certificate:
+    (found,) = certifier.certify(
+        Subject(predictor), image[None], torch.tensor([label]), indices=[index], seed=0
+    )
+    return found
 
 
 def test_radii_of_a_linear_network_are_never_above_its_exact_ones_and_near_them(two_class: TwoClass) -> None:
@@ -67,9 +76,7 @@ def test_bounds_hold_as_often_as_alpha_promises(two_class: TwoClass) -> None:
 
 def test_a_unanimous_sample_gives_the_largest_radius() -> None:
     certifier = Smoothing(sigma=0.5, n0=10, n=1000, alpha=0.001)
-    found = certifier.certify(
-        lambda x: torch.tensor([[0.0, 1.0]]).repeat(len(x), 1), _image(), 1, index=0, seed=0
-    )
+    found = _one(certifier, lambda images: torch.tensor([[0.0, 1.0]]).repeat(len(images), 1), _image(), 1)
     closed = 0.5 * NormalDist().inv_cdf(0.001 ** (1 / 1000))
     assert found.radius == certifier.largest_radius == pytest.approx(closed, rel=1e-9)
     assert found.predicted == 1
@@ -91,7 +98,7 @@ def _alternating(images: Tensor) -> Tensor:
 
 
 def test_at_a_tie_it_abstains() -> None:
-    found = Smoothing(n0=10, n=1000).certify(_alternating, _image(), 0, index=0, seed=0)
+    found = _one(Smoothing(n0=10, n=1000), _alternating, _image(), 0)
     assert found.counts == {"guess": 0, "hits": 500, "draws": 1000}
     assert found.predicted is None
     assert found.radius == 0.0
@@ -103,12 +110,12 @@ def test_a_network_that_says_nan_is_refused() -> None:
         return torch.full((len(images), 2), float("nan"))
 
     with pytest.raises(ModelError, match=r"image 7 with noise 0\.25: expected finite logits"):
-        Smoothing(n0=1, n=10).certify(broken, _image(), 0, index=7, seed=0)
+        _one(Smoothing(n0=1, n=10), broken, _image(), 0, index=7)
 
 
 def test_what_returns_no_logits_is_refused() -> None:
     with pytest.raises(DataError, match=r"image 0 with noise 0\.25: the network must return logits"):
-        Smoothing(n0=1, n=10).certify(lambda images: images, _image(), 0, index=0, seed=0)
+        _one(Smoothing(n0=1, n=10), lambda images: images, _image(), 0)
 
 
 def _draws(certifier: Smoothing, image: Tensor, index: int = 4, seed: int = 0) -> tuple[Tensor, list[int]]:
@@ -118,7 +125,8 @@ def _draws(certifier: Smoothing, image: Tensor, index: int = 4, seed: int = 0) -
         seen.append(images.clone())
         return torch.eye(2)[(images.flatten(1).sum(1) > 2).long()]
 
-    certifier.certify(watch, image, 0, index=index, seed=seed)
+    labels = torch.tensor([0])
+    certifier.certify(Subject(watch), image[None], labels, indices=[index], seed=seed)
     return torch.cat(seen), [len(part) for part in seen]
 
 
