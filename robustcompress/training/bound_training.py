@@ -82,9 +82,11 @@ class BoundObjective(GrowingRadius, ABC):
         kappa = _between(self.kappa_start, self.kappa_end, grown)
         # Before the clean images: these move the statistics that an attack, in eval mode, reads.
         box = self.box(view, images, labels)
-        # Without a share in the loss the clean images only move the statistics.
-        with torch.set_grad_enabled(kappa > 0 and torch.is_grad_enabled()):
-            clean = F.cross_entropy(view.learning(images), labels)
+        clean = images.new_zeros(())
+        # Without a share in the loss the clean images only move statistics, if there are any.
+        if kappa > 0 or next(view.model.buffers(), None) is not None:
+            with torch.set_grad_enabled(kappa > 0 and torch.is_grad_enabled()):
+                clean = F.cross_entropy(view.learning(images), labels)
         worst_BC = -self.margins(propagate(trace_network(view.model), view.tensors, *box), labels, grown)
         return kappa * clean + (1 - kappa) * F.cross_entropy(worst_BC, labels)
 
