@@ -250,13 +250,12 @@ def figures(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if TECHNIQUES[name].benign:
             made.append(gain(name, found))
             continue
-        for level in sorted({item["sparsity"] for item in found if item["sparsity"]}):
+        own = [item for item in found if item["technique"] == name]
+        for level in sorted({item["sparsity"] for item in own if item["sparsity"]}):
             for kind in ("clean", "certified"):
                 means = {
                     method: statistics.mean(
-                        item[kind]
-                        for item in found
-                        if (item["technique"], item["method"], item["sparsity"]) == (name, method, level)
+                        item[kind] for item in own if (item["method"], item["sparsity"]) == (method, level)
                     )
                     for method in ("hydra", "lwm")
                 }
