@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -339,8 +339,3 @@ def translate(target: Target, call: Call) -> fx.Node:
 def is_moving(value: Value | None) -> bool:
     """Return whether a value depends on the images."""
     return isinstance(value, fx.Node)
-
-
-def constants_of(inputs: tuple[Value | None, ...]) -> list[Array]:
-    """Return the inputs of a node all of whose inputs are constants."""
-    return [cast(Array, value) for value in inputs if value is not None]
