@@ -15,14 +15,13 @@ import argparse
 import copy
 import json
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from common import commit, seconds
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -68,26 +67,13 @@ class Products(TorchDispatchMode):
         return func(*args, **given)
 
 
-def seconds(run: Callable[[], object]) -> float:
-    if DEVICE.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        return float(start.elapsed_time(end)) / 1000
-    begun = time.process_time()
-    run()
-    return time.process_time() - begun
-
-
 def interleaved(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
     for _ in range(repeats):
         for name, run in runs.items():
-            times[name].append(seconds(run))
+            times[name].append(seconds(run, DEVICE))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -177,9 +163,8 @@ def main() -> None:
         print("| figure | value | target |\n|---|---|---|")
         for item in figures:
             print(f"| {item['name']} | {item['value']} | {item['target'] or ''} |")
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
-    print(json.dumps({"figures": figures, "device": device, "commit": done.stdout.strip()}))
+    print(json.dumps({"figures": figures, "device": device, "commit": commit()}))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,11 @@ sub-network of half of its weights is certified where the whole is not.
 import argparse
 import json
 import statistics
-import subprocess
-import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from common import commit, run, spread
 
 import robustcompress
 from robustcompress.recipe import with_changes
@@ -120,16 +119,6 @@ def rows(name: str, *, quick: bool) -> list[tuple[str, float]]:
     return [("dense", 0.0), *[(method, level) for level in levels for method in ("lwm", "hydra")]]
 
 
-def run(values: dict[str, Any], folder: Path, stages: list[str]) -> Any:
-    """Run (or take up) a row; wait while another process works on it."""
-    made = robustcompress.Recipe.from_values({**values, "stages": stages})
-    while True:
-        try:
-            return robustcompress.Compressor(recipe=made, run_dir=folder, resume=True).compress()
-        except robustcompress.errors.RunLockedError:
-            time.sleep(5)
-
-
 def trained(
     name: str, method: str, sparsity: float, seed: int, out: Path, *, quick: bool, rate: float | None
 ) -> tuple[Path, Any]:
@@ -220,11 +209,6 @@ def test_batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return list(zip(pixels.split(100), images.labels[:count].split(100), strict=True))
 
 
-def spread(values: list[float]) -> str:
-    middle = 100 * statistics.mean(values)
-    return f"{middle:.1f} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else f"{middle:.1f}"
-
-
 def table(found: list[dict[str, Any]]) -> str:
     """Return one table; ``attacked`` is PGD-20 in the certificate's norm, on the network without noise."""
     lines = [
@@ -284,11 +268,6 @@ def gain(name: str, found: list[dict[str, Any]]) -> dict[str, Any]:
         "target": 0.0,
         "higher_is_better": True,
     }
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def main() -> None:

@@ -11,11 +11,11 @@ of masks can be the peak.) Scratch space of cuDNN and the allocator's reserve co
 
 import argparse
 import json
-import subprocess
 import sys
 from typing import Any
 
 import torch
+from common import commit
 from torch import Tensor, nn
 
 from robustcompress.pruning.budgets import Budget
@@ -124,11 +124,6 @@ def peak(objective: str, settings: dict[str, Any], batch: int) -> int:
     with PeakMemory(held) as memory:
         stepper.step(images, labels, Moment(0, 1, 1, 2))
     return memory.peak
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def main() -> None:

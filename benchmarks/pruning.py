@@ -13,11 +13,11 @@ all seeds. All rows face the same attacks on the same 1,000 test images. Rows th
 import argparse
 import json
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
+
+from common import commit, run, spread
 
 import robustcompress
 from robustcompress.recipe import with_changes
@@ -59,16 +59,6 @@ def base(seed: int, *, quick: bool) -> dict[str, Any]:
 def rows(quick: bool) -> list[tuple[str, float]]:
     levels = (0.95,) if quick else SPARSITIES
     return [("dense", 0.0), *[(method, level) for level in levels for method in ("lwm", "hydra")]]
-
-
-def run(values: dict[str, Any], folder: Path, stages: list[str]) -> Any:
-    """Run (or take up) one row and return its result; wait while another process works on it."""
-    recipe = robustcompress.Recipe.from_values({**values, "stages": stages})
-    while True:
-        try:
-            return robustcompress.Compressor(recipe=recipe, run_dir=folder, resume=True).compress()
-        except robustcompress.errors.RunLockedError:
-            time.sleep(5)
 
 
 def place(method: str, sparsity: float, rate: float | None, seed: int, out: Path) -> Path:
@@ -134,11 +124,6 @@ def accuracy(found: dict[str, Any], attack: str, *, network: bool) -> float:
     raise LookupError(f"{attack} was not measured")
 
 
-def spread(values: list[float]) -> str:
-    middle = 100 * statistics.mean(values)
-    return f"{middle:.1f} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else f"{middle:.1f}"
-
-
 NAMES = {
     "clean": "clean",
     "PGD": "PGD-50",
@@ -185,11 +170,6 @@ def figures(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 }
             )
     return made
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def main() -> None:

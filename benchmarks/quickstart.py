@@ -16,17 +16,14 @@ import sys
 import time
 from pathlib import Path
 
+from common import commit
+
 import robustcompress
 
 QUICK = [
     *("--set", "pretrain.epochs=2", "--set", "prune.epochs=1", "--set", "finetune.epochs=1"),
     *("--set", "evaluation.limit=100", "--set", "evaluation.curve=[]"),
 ]
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pruning import ATTACKS, accuracy, commit, run, spread
+from common import commit, run, spread
+from pruning import ATTACKS, accuracy
 from torch import Tensor, nn
 
 import robustcompress

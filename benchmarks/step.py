@@ -16,13 +16,12 @@ the steps.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from common import commit, seconds
 from paper_step import PaperStep
 from torch import Tensor, nn
 
@@ -179,27 +178,13 @@ def arms(case: Case) -> dict[str, Arm]:
     return {"paper": paper(case), "exact": ours(case), "fast": ours(case, **fast)}
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Return CPU-seconds, or seconds on the GPU."""
-    if device().type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        return float(start.elapsed_time(end)) / 1000
-    begun = time.process_time()
-    run()
-    return time.process_time() - begun
-
-
 def matrix_rate(dtype: torch.dtype = torch.float32, *, tf32: bool = False) -> float:
     """Return operations a second of a large matrix product, best of a few."""
     size = 8192 if device().type == "cuda" else 1536
     left, right = (torch.randn(size, size, device=device()).to(dtype) for _ in range(2))
     with float32_math("tf32" if tf32 else "fp32"):
         torch.mm(left, right)
-        return 2 * size**3 / min(seconds(lambda: torch.mm(left, right)) for _ in range(5))
+        return 2 * size**3 / min(seconds(lambda: torch.mm(left, right), device()) for _ in range(5))
 
 
 def floor_of(case: Case) -> StepFloor:
@@ -217,7 +202,7 @@ def measured(case: Case, *, repeats: int) -> tuple[dict[str, float], float]:
             arm.run()
     for _ in range(repeats):
         for name, arm in chosen.items():
-            times[name].append(seconds(arm.run))
+            times[name].append(seconds(arm.run, device()))
         rates.append(matrix_rate())
     found = {name: statistics.median(values) for name, values in times.items()}
     return found, floor_of(case).flops / max(rates)
@@ -301,7 +286,7 @@ def scaling(*, repeats: int) -> str:
     for case in cases:
         arm = ours(case)
         arm.run()
-        spent = statistics.median(seconds(arm.run) for _ in range(repeats))
+        spent = statistics.median(seconds(arm.run, device()) for _ in range(repeats))
         floor = floor_of(case).flops / matrix_rate()
         stage = "prune" if case.prune else "finetune"
         lines.append(
@@ -309,11 +294,6 @@ def scaling(*, repeats: int) -> str:
             f"{1000 * spent / case.batch:.3g} | {floor / spent:.2f} |"
         )
     return "\n".join(lines)
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 
 import torch
@@ -24,6 +25,17 @@ from robustcompress.seeding import derive_seed
 from robustcompress.storage.artifact import Artifact
 
 
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """The network or an exported file; ``fingerprint`` tells it from others."""
+
+    name: str
+    predictor: nn.Module | Predictor
+    structure: nn.Module | None
+    device: torch.device
+    fingerprint: str
+
+
 def certify_all(
     context: Context, network: nn.Module, files: Sequence[Exported], before: Artifact, attacked: Evaluation
 ) -> tuple[CertifiedInfo, ...]:
@@ -37,45 +49,33 @@ def certify_all(
         ModelError: If an image was proven and yet beaten by an attack, or a network has an operation that a
             certifier does not know.
     """
+    certifiers = context.recipe.evaluation.certifiers
+    if not certifiers:
+        return ()
+    look_inside = any(certifier.needs_structure for certifier in certifiers)
+    subjects = [_Subject("network", network, None, context.device, _fingerprint(before.tensors))]
+    for item in files:
+        if item.kind == "onnx":
+            structure = read_network(item.path) if look_inside else None
+            session, cpu = OnnxSession(item.path), torch.device("cpu")
+            subjects.append(_Subject(item.path.name, session, structure, cpu, item.sha256))
     made: list[CertifiedInfo] = []
-    judged = [("network", network, None, context.device, _fingerprint(before.tensors))]
-    subjects: list[tuple[str, nn.Module | Predictor, nn.Module | None, torch.device, str]] = [*judged]
-    if context.recipe.evaluation.certifiers:
-        subjects += [
-            (
-                item.path.name,
-                OnnxSession(item.path),
-                read_network(item.path),
-                torch.device("cpu"),
-                item.sha256,
-            )
-            for item in files
-            if item.kind == "onnx"
-        ]
-    for name, predictor, structure, device, fingerprint in subjects:
-        for certifier in context.recipe.evaluation.certifiers:
-            certificates = _certify(
-                context,
-                certifier,
-                predictor,
-                structure,
-                device,
-                fingerprint,
-                subject=name,
-            )
+    for subject in subjects:
+        for certifier in certifiers:
+            certificates = _certify(context, certifier, subject)
             smoothed = certifier.kind == "smoothing"
             threat = context.recipe.evaluation_threat
             if not smoothed and certifier.norm == threat.norm:
                 check_order(
                     certificates,
-                    attacked.outcomes[name],
+                    attacked.outcomes[subject.name],
                     threat=threat,
                     certifier=str(certifier),
-                    subject=name,
+                    subject=subject.name,
                 )
             made.append(
                 CertifiedInfo(
-                    subject=name,
+                    subject=subject.name,
                     certifier=str(certifier),
                     settings=certifier.model_dump(mode="json"),
                     norm=certifier.norm,
@@ -87,43 +87,34 @@ def certify_all(
     return tuple(made)
 
 
-def _certify(
-    context: Context,
-    certifier: Certifier,
-    predictor: nn.Module | Predictor,
-    structure: nn.Module | None,
-    device: torch.device,
-    fingerprint: str,
-    *,
-    subject: str,
-) -> tuple[Certificate, ...]:
+def _certify(context: Context, certifier: Certifier, subject: _Subject) -> tuple[Certificate, ...]:
     settings, seed = context.recipe.evaluation, derive_seed(context.recipe.seed, "certify")
     limits = [limit for limit in (settings.certify_limit, settings.limit) if limit is not None]
     identity = {
         "certifier": certifier.model_dump(mode="json", exclude=set(certifier.speed_settings)),
         "seed": seed,
-        "device": device.type,
-        "network": fingerprint,
+        "device": subject.device.type,
+        "network": subject.fingerprint,
     }
     key = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     folder = context.run_dir / "certificates"
-    kept = CertificateFile(folder / f"{subject}-{certifier.kind}-{key}.jsonl", identity)
+    kept = CertificateFile(folder / f"{subject.name}-{certifier.kind}-{key}.jsonl", identity)
     done = len(kept.finished)
 
     def note(certificate: Certificate) -> None:
         nonlocal done
         kept.append(certificate)
         done += 1
-        context.events(Progress("evaluate", f"{certifier} of {subject}", done, min(limits, default=0)))
+        context.events(Progress("evaluate", f"{certifier} of {subject.name}", done, min(limits, default=0)))
         check_stop(context.stop, "evaluate")
 
     return certify(
-        predictor,
+        subject.predictor,
         context.judged,
         certifier=certifier,
-        structure=structure,
+        structure=subject.structure,
         seed=seed,
-        device=device,
+        device=subject.device,
         limit=min(limits, default=None),
         finished=kept.finished,
         on_certificate=note,

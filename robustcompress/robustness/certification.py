@@ -6,44 +6,30 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import Field
 from torch import nn
 
 from robustcompress.errors import ConfigError, DataError
 from robustcompress.robustness.batches import Batches, checked_batches
 from robustcompress.robustness.certifiers import Certificate, Certifier, Subject
-from robustcompress.robustness.measurement import wilson_interval
+from robustcompress.robustness.measurement import Count
 from robustcompress.robustness.predictor import Predictor, as_predictor
 
 OnCertificate: TypeAlias = Callable[[Certificate], None]
 """Called with each certificate as soon as it is made."""
 
 
-class CertifiedAccuracy(BaseModel):
+class CertifiedAccuracy(Count):
     """How many of ``count`` images are certified to be right as far as ``radius``.
+
+    ``correct`` counts images whose right class is certified as far as that, ``count`` those where the
+    certifier abstained too.
 
     Attributes:
         radius: In the certifier's norm, pixel scale 0 to 1.
-        correct: Images whose right class is certified as far as that.
-        count: Images judged, those where the certifier abstained included.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
     radius: float = Field(ge=0)
-    correct: int = Field(ge=0)
-    count: int = Field(gt=0)
-
-    @computed_field  # type: ignore[prop-decorator]  # pydantic asks for this order
-    @property
-    def accuracy(self) -> float:
-        """Fraction certified."""
-        return self.correct / self.count
-
-    @computed_field  # type: ignore[prop-decorator]  # pydantic asks for this order
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95% interval of the accuracy on further images drawn alike."""
-        return wilson_interval(self.correct, self.count)
 
 
 def certify(

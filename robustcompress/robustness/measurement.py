@@ -10,31 +10,15 @@ from robustcompress.robustness.threat import Norm
 Access: TypeAlias = Literal["none", "white-box", "transfer", "black-box"]
 
 
-class Measurement(BaseModel):
-    """How many of ``count`` images a predictor got right, under which attack.
+class Count(BaseModel):
+    """How many of ``count`` images were judged right.
 
     Attributes:
-        subject: What was judged: ``network`` or the name of an exported file.
-        attack: ``clean``, the attack as it prints itself (``PGD-20x1``), or ``worst case`` (an image
-            counts as right only if it withstood every attack listed in ``settings``).
-        access: ``white-box`` (gradients of the subject itself), ``transfer`` (images made on another
-            predictor, scored on this one), ``black-box``, or ``none`` for clean.
-        norm: Of the threat; ``None`` for clean.
-        eps: Of the threat, pixel scale 0 to 1; ``None`` for clean.
-        settings: Steps, restarts, step size and whatever else defines the attack.
-        seed: Of the attack's generator.
-        correct: Images classified right.
+        correct: Images judged right.
         count: Images judged.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
-    subject: str
-    attack: str
-    access: Access
-    norm: Norm | None = None
-    eps: float | None = None
-    settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
-    seed: int
     correct: int = Field(ge=0)
     count: int = Field(gt=0)
 
@@ -55,6 +39,30 @@ class Measurement(BaseModel):
     def interval(self) -> tuple[float, float]:
         """Wilson's 95% interval of the accuracy on further images drawn alike."""
         return wilson_interval(self.correct, self.count)
+
+
+class Measurement(Count):
+    """How many of ``count`` images a predictor got right, under which attack.
+
+    Attributes:
+        subject: What was judged: ``network`` or the name of an exported file.
+        attack: ``clean``, the attack as it prints itself (``PGD-20x1``), or ``worst case`` (an image
+            counts as right only if it withstood every attack listed in ``settings``).
+        access: ``white-box`` (gradients of the subject itself), ``transfer`` (images made on another
+            predictor, scored on this one), ``black-box``, or ``none`` for clean.
+        norm: Of the threat; ``None`` for clean.
+        eps: Of the threat, pixel scale 0 to 1; ``None`` for clean.
+        settings: Steps, restarts, step size and whatever else defines the attack.
+        seed: Of the attack's generator.
+    """
+
+    subject: str
+    attack: str
+    access: Access
+    norm: Norm | None = None
+    eps: float | None = None
+    settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    seed: int
 
 
 def wilson_interval(correct: int, count: int, *, z: float = 1.959964) -> tuple[float, float]:

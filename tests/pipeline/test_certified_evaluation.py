@@ -130,3 +130,20 @@ def test_a_proof_that_an_attack_contradicts_stops_the_evaluation(
     values = certified_recipe().model_dump(mode="json") | {"evaluation": strong}
     with pytest.raises(ModelError, match=r"best proves class \d of network as far as 1, but"):
         compressor(folder, recipe=Recipe.from_values(values), resume=True).compress()
+
+
+def test_smoothing_alone_does_not_look_into_the_file(
+    judged: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(judged[0], folder)
+
+    def refuse(path: Path) -> None:
+        raise AssertionError(f"{path} was read")
+
+    monkeypatch.setattr(certified_evaluation, "read_network", refuse)
+    smoothing = {**EVALUATION, "certifiers": EVALUATION["certifiers"][2:]}  # type: ignore[index]
+    values = certified_recipe().model_dump(mode="json") | {"evaluation": smoothing}
+    result = compressor(folder, recipe=Recipe.from_values(values), resume=True).compress()
+    assert result.report is not None
+    assert result.report.certified == tuple(part for part in judged[1].certified if part.smoothed)
