@@ -5,12 +5,12 @@ import sys
 
 import typer
 
-from robustcompress.cli import certifying, inspecting, judging, running
+from robustcompress.cli import certifying, comparing, inspecting, judging, running, verifying
 from robustcompress.errors import RobustCompressError
 
 EXIT_CODES = """
-Exit codes: 0 done; 1 unexpected; 2 settings; 3 data; 4 network; 5 training diverged; 6 storage;
-7 export; 8 run folder in use; 9 optional package missing; 10 another process was lost;
+Exit codes: 0 done; 1 unexpected, or a claim refuted; 2 settings; 3 data; 4 network; 5 training diverged;
+6 storage; 7 export; 8 run folder in use; 9 optional package missing; 10 another process was lost;
 130 stopped, resume with --resume.
 """
 
@@ -32,6 +32,8 @@ app.command("run")(running.run_recipe)
 app.command("export")(judging.export)
 app.command("evaluate")(judging.evaluate)
 app.command("certify")(certifying.certify)
+app.command("verify")(verifying.verify)
+app.command("compare")(comparing.compare)
 app.command("report")(judging.report)
 app.command("inspect")(inspecting.inspect)
 app.command("recipes")(inspecting.recipes)

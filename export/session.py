@@ -83,8 +83,10 @@ class OnnxSession:
             expected = ", ".join("any" if size is None else str(size) for size in self.input_shape)
             raise DataError(f"{self.name} takes images [{expected}]; got {list(images.shape)}.")
         pixels = images.detach().to("cpu", torch.float32).contiguous()
-        parts = [self._run(part) for part in pixels.split(batch or self._batch_size)]
-        return torch.cat(parts).to(images.device)
+        size = batch or self._batch_size
+        if len(pixels) <= size:
+            return self._run(pixels).to(images.device)
+        return torch.cat([self._run(part) for part in pixels.split(size)]).to(images.device)
 
     def _run(self, pixels: Tensor) -> Tensor:
         try:

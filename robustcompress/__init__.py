@@ -17,19 +17,28 @@ if TYPE_CHECKING:
     from robustcompress.export import formats as formats
     from robustcompress.export.network import read_network as read_network
     from robustcompress.export.session import OnnxSession as OnnxSession
+    from robustcompress.export.twin import read_twin as read_twin
     from robustcompress.pipeline.certifying import Certification as Certification
     from robustcompress.pipeline.certifying import certify_data_set as certify_data_set
+    from robustcompress.pipeline.comparing import compare as compare
+    from robustcompress.pipeline.verifying import Verification as Verification
+    from robustcompress.pipeline.verifying import verify as verify
     from robustcompress.pruning import budgets as budgets
     from robustcompress.pruning import patterns as patterns
     from robustcompress.pruning import scores as scores
     from robustcompress.recipe import Recipe as Recipe
+    from robustcompress.report.comparison import Comparison as Comparison
+    from robustcompress.report.comparison import print_comparison as print_comparison
     from robustcompress.report.model import Report as Report
     from robustcompress.report.table import print_report as print_report
     from robustcompress.robustness import attacks as attacks
     from robustcompress.robustness import certifiers as certifiers
+    from robustcompress.robustness.alarms.reliability import Reliability as Reliability
+    from robustcompress.robustness.alarms.reliability import check_reliability as check_reliability
     from robustcompress.robustness.certification import certified_accuracy as certified_accuracy
     from robustcompress.robustness.certification import certify as certify
     from robustcompress.robustness.evaluation import evaluate as evaluate
+    from robustcompress.robustness.target import Target as Target
     from robustcompress.robustness.threat import Threat as Threat
     from robustcompress.sinks.jsonl import JsonlSink as JsonlSink
     from robustcompress.sinks.tensorboard import TensorboardSink as TensorboardSink
@@ -44,23 +53,29 @@ __version__ = "0.1.0"
 # Public name -> where it lives; a module where the part behind the colon is empty.
 _PUBLIC = {
     "Certification": "robustcompress.pipeline.certifying:Certification",
+    "Comparison": "robustcompress.report.comparison:Comparison",
     "Compressor": "robustcompress.compressor:Compressor",
     "ImageSet": "robustcompress.data:ImageSet",
     "JsonlSink": "robustcompress.sinks.jsonl:JsonlSink",
     "Normalized": "robustcompress.zoo.normalized:Normalized",
     "OnnxSession": "robustcompress.export.session:OnnxSession",
     "Recipe": "robustcompress.recipe:Recipe",
+    "Reliability": "robustcompress.robustness.alarms.reliability:Reliability",
     "Report": "robustcompress.report.model:Report",
     "Result": "robustcompress.compressor:Result",
     "StageSettings": "robustcompress.training.settings:StageSettings",
+    "Target": "robustcompress.robustness.target:Target",
     "TensorboardSink": "robustcompress.sinks.tensorboard:TensorboardSink",
     "Threat": "robustcompress.robustness.threat:Threat",
+    "Verification": "robustcompress.pipeline.verifying:Verification",
     "attacks": "robustcompress.robustness.attacks:",
     "budgets": "robustcompress.pruning.budgets:",
     "certified_accuracy": "robustcompress.robustness.certification:certified_accuracy",
     "certifiers": "robustcompress.robustness.certifiers:",
     "certify": "robustcompress.robustness.certification:certify",
     "certify_data_set": "robustcompress.pipeline.certifying:certify_data_set",
+    "check_reliability": "robustcompress.robustness.alarms.reliability:check_reliability",
+    "compare": "robustcompress.pipeline.comparing:compare",
     "datasets": "robustcompress.zoo.datasets:",
     "errors": "robustcompress.errors:",
     "evaluate": "robustcompress.robustness.evaluation:evaluate",
@@ -70,24 +85,31 @@ _PUBLIC = {
     "networks": "robustcompress.zoo.networks:",
     "objectives": "robustcompress.training.objectives:",
     "patterns": "robustcompress.pruning.patterns:",
+    "print_comparison": "robustcompress.report.comparison:print_comparison",
     "print_report": "robustcompress.report.table:print_report",
     "read_network": "robustcompress.export.network:read_network",
+    "read_twin": "robustcompress.export.twin:read_twin",
     "scores": "robustcompress.pruning.scores:",
+    "verify": "robustcompress.pipeline.verifying:verify",
 }
 
 __all__ = [
     "Certification",
+    "Comparison",
     "Compressor",
     "ImageSet",
     "JsonlSink",
     "Normalized",
     "OnnxSession",
     "Recipe",
+    "Reliability",
     "Report",
     "Result",
     "StageSettings",
+    "Target",
     "TensorboardSink",
     "Threat",
+    "Verification",
     "__version__",
     "attacks",
     "budgets",
@@ -95,6 +117,8 @@ __all__ = [
     "certifiers",
     "certify",
     "certify_data_set",
+    "check_reliability",
+    "compare",
     "datasets",
     "errors",
     "evaluate",
@@ -104,9 +128,12 @@ __all__ = [
     "networks",
     "objectives",
     "patterns",
+    "print_comparison",
     "print_report",
     "read_network",
+    "read_twin",
     "scores",
+    "verify",
 ]
 
 

@@ -73,12 +73,16 @@ class StageDone(Event):
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """``done`` of ``total`` pieces of ``task`` (an attack, an export) within ``stage`` are finished."""
+    """``done`` of ``total`` pieces of ``task`` (an attack, an export) within ``stage`` are finished.
+
+    ``note`` says how it stands, such as how many images withstood an attack so far; it may be empty.
+    """
 
     stage: str
     task: str
     done: int
     total: int
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,8 @@ class EvaluationSettings(BaseModel):
         curve: Radii, as multiples of the threat's, at which the first attack is repeated for the picture
             of robust accuracy against eps; empty for none.
         curve_limit: Images for that picture.
+        alarms: Look for signs that the robust accuracy is not to be believed.
+        alarm_limit: Images looked at for that.
         examples: Adversarial images to show in the report.
         batch_size: Images judged at once.
     """
@@ -118,6 +120,8 @@ class EvaluationSettings(BaseModel):
     certify_limit: int | None = Field(default=None, ge=1)
     curve: tuple[Number, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
     curve_limit: int = Field(default=500, ge=1)
+    alarms: bool = True
+    alarm_limit: int = Field(default=200, ge=1)
     examples: int = Field(default=8, ge=0)
     batch_size: int = Field(default=500, ge=1)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcompress.events import Progress
+from robustcompress.export.claims import bare_sha256
 from robustcompress.export.formats import Exported
 from robustcompress.export.network import read_network
 from robustcompress.export.session import OnnxSession
@@ -53,12 +54,12 @@ def certify_all(
     if not certifiers:
         return ()
     look_inside = any(certifier.needs_structure for certifier in certifiers)
-    subjects = [_Subject("network", network, None, context.device, _fingerprint(before.tensors))]
+    subjects = [_Subject("network", network, None, context.device, fingerprint_of(before.tensors))]
     for item in files:
         if item.kind == "onnx":
             structure = read_network(item.path) if look_inside else None
             session, cpu = OnnxSession(item.path), torch.device("cpu")
-            subjects.append(_Subject(item.path.name, session, structure, cpu, item.sha256))
+            subjects.append(_Subject(item.path.name, session, structure, cpu, bare_sha256(item.path)))
     made: list[CertifiedInfo] = []
     for subject in subjects:
         for certifier in certifiers:
@@ -121,7 +122,8 @@ def _certify(context: Context, certifier: Certifier, subject: _Subject) -> tuple
     )
 
 
-def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
+def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash of names and values."""
     digest = sha256()
     for name in sorted(tensors):
         digest.update(name.encode())

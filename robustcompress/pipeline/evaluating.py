@@ -1,41 +1,35 @@
 """Attack the network and every exported file, and write the report."""
 
-import copy
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from robustcompress.events import Progress
+from robustcompress.export.claims import bare_sha256
 from robustcompress.export.formats import Exported
-from robustcompress.export.session import OnnxSession
-from robustcompress.graph.cost import count_macs, effective_macs
-from robustcompress.pipeline.certified_evaluation import certify_all
-from robustcompress.pipeline.compacting import weight_counts
+from robustcompress.pipeline import report_parts
+from robustcompress.pipeline.attack_store import AttackStore
+from robustcompress.pipeline.certified_evaluation import certify_all, fingerprint_of
+from robustcompress.pipeline.claims import record_claims
 from robustcompress.pipeline.context import Context, versions
+from robustcompress.pipeline.file_targets import file_targets, with_quick
 from robustcompress.pipeline.interrupts import check_stop
 from robustcompress.report.model import (
+    Agreement,
+    ClassInfo,
     Curve,
     CurvePoint,
-    EpochInfo,
-    ExampleInfo,
-    FileInfo,
-    FrozenPart,
-    LayerInfo,
-    NetworkInfo,
     Report,
-    RunInfo,
-    SiteHistogram,
-    StageInfo,
-    as_png,
 )
+from robustcompress.robustness.alarms.reliability import Reliability, check_reliability
+from robustcompress.robustness.batches import checked_batches
 from robustcompress.robustness.curve import eps_curve
 from robustcompress.robustness.evaluation import Evaluation
 from robustcompress.robustness.evaluation import evaluate as measure
-from robustcompress.robustness.examples import Example
 from robustcompress.robustness.predictor import as_predictor
+from robustcompress.robustness.target import Target
+from robustcompress.seeding import derive_seed
 from robustcompress.storage.artifact import Artifact
 from robustcompress.storage.atomic import write_bytes
 from robustcompress.training.loop import float32_math
@@ -61,49 +55,151 @@ def evaluate(
         context.warn(NO_TEST)
     network = context.network_of(before).to(context.device)
     with float32_math("fp32"):
-        found = _measure(context, network, files)
+        targets = file_targets(context, files)
+        store = _store(context, before, files)
+        found = _measure(context, network, targets, files, store)
+        reliability = _reliability(context, network, targets, found)
         curve = _curve(context, network)
         certified = certify_all(context, network, files, before, found)
+        agreement = _agreement(context, network, stages)
+    # What is not to be believed is not claimed.
+    doubted = {name for name, checks in reliability.items() if checks.status == "unreliable"}
+    believed = [row for row in found.measurements if row.attack == "clean" or row.subject not in doubted]
+    files = record_claims(context, files, believed)
     report = Report(
-        run=_run_info(context, stages),
-        network=_network_info(context, network.cpu()),
-        stages=tuple(_stage_info(name, artifact) for name, artifact in stages.items() if name != "compact"),
-        layers=_layers(context, network),
-        histograms=_histograms(stages.get("prune")),
+        run=report_parts.run_info(context, stages),
+        network=report_parts.network_info(context, network.cpu()),
+        stages=tuple(
+            report_parts.stage_info(name, artifact) for name, artifact in stages.items() if name != "compact"
+        ),
+        layers=report_parts.layers(context, network),
+        histograms=report_parts.histograms(stages.get("prune")),
         measurements=found.measurements,
-        files=tuple(_file_info(item) for item in files),
-        artifact_bytes=_artifact_bytes(context, before),
+        files=tuple(report_parts.file_info(item) for item in files),
+        artifact_bytes=report_parts.artifact_bytes(context, before),
         dense_bytes=sum(t.numel() * t.element_size() for t in context.model.state_dict().values()),
         curve=curve,
         certified=certified,
-        examples=tuple(_example(context, item) for item in found.examples),
+        reliability=reliability,
+        classes=tuple(_classes(context, found)),
+        agreement=agreement,
+        examples=tuple(report_parts.example(context, item) for item in found.examples),
     )
     folder = context.run_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "report.json", report.model_dump_json(indent=1).encode())
     write_bytes(folder / "report.html", render_page(report).encode())
+    store.clear()
     return report
 
 
-def _measure(context: Context, network: nn.Module, files: Sequence[Exported]) -> Evaluation:
+def _store(context: Context, before: Artifact, files: Sequence[Exported]) -> AttackStore:
+    """Return where an evaluation that is stopped leaves what was made so far."""
+    settings = context.recipe.evaluation
+    identity = {
+        "network": fingerprint_of(before.tensors),
+        "files": {item.path.name: bare_sha256(item.path) for item in files},
+        "settings": settings.model_dump(mode="json", include={"attacks", "batch_size", "limit"}),
+        "threat": context.recipe.evaluation_threat.model_dump(mode="json"),
+        "seed": context.recipe.seed,
+        "device": str(context.device),
+        "data": context.fingerprint,
+        "versions": versions(),
+    }
+    return AttackStore(context.run_dir / "attacks", identity)
+
+
+def _measure(
+    context: Context,
+    network: nn.Module,
+    targets: Mapping[str, Target],
+    files: Sequence[Exported],
+    store: AttackStore,
+) -> Evaluation:
     settings = context.recipe.evaluation
 
-    def progress(task: str, done: int, total: int) -> None:
+    def progress(task: str, done: int, total: int, note: str) -> None:
         check_stop(context.stop, "evaluate")
-        context.events(Progress("evaluate", task, done, total))
+        context.events(Progress("evaluate", task, done, total, note))
 
-    return measure(
-        network,
+    found = measure(
+        with_quick(network, targets, files, context.device),
         context.judged,
         threat=context.recipe.evaluation_threat,
         attacks=settings.attacks,
         seed=context.recipe.seed,
         device=context.device,
-        files={item.path.name: OnnxSession(item.path) for item in files if item.kind == "onnx"},
+        files=targets,
         progress=progress,
         keep_examples=settings.examples,
         limit=settings.limit,
+        store=store,
     )
+    for skipped in found.skipped:
+        context.warn(f"{skipped}. Its robust accuracy is that of the attacks that were.")
+    return found
+
+
+def _reliability(
+    context: Context, network: nn.Module, targets: Mapping[str, Target], found: Evaluation
+) -> dict[str, Reliability]:
+    """Return whether the robust accuracy of each subject may be believed."""
+    settings = context.recipe.evaluation
+    if not settings.alarms or not settings.attacks:
+        return {}
+    judged: dict[str, nn.Module | Target] = {"network": network}
+    judged.update({name: target for name, target in targets.items() if target.twin is not None})
+    made: dict[str, Reliability] = {}
+    for name, target in judged.items():
+
+        def progress(task: str, done: int, total: int, name: str = name) -> None:
+            check_stop(context.stop, "evaluate")
+            context.events(Progress("evaluate", f"{task}, {name}", done, total))
+
+        made[name] = check_reliability(
+            target,
+            context.judged,
+            threat=context.recipe.evaluation_threat,
+            seed=derive_seed(context.recipe.seed, "alarms"),
+            device=context.device,
+            outcomes=found.outcomes[name],
+            limit=min(settings.alarm_limit, settings.limit or settings.alarm_limit),
+            progress=progress,
+        )
+        if made[name].status == "unreliable":
+            context.warn(f"{name}: {made[name]}")
+    return made
+
+
+def _classes(context: Context, found: Evaluation) -> Iterator[ClassInfo]:
+    names = context.classes or tuple(str(label) for label in range(int(found.labels.max()) + 1))
+    for subject, outcomes in found.outcomes.items():
+        clean, standing = dict(outcomes)["clean"], found.standing(subject)
+        for label, name in enumerate(names):
+            own = found.labels == label
+            yield ClassInfo(
+                subject=subject,
+                label=name,
+                count=int(own.sum()),
+                clean=int((clean & own).sum()),
+                standing=int((standing & own).sum()),
+            )
+
+
+def _agreement(context: Context, network: nn.Module, stages: Mapping[str, Artifact]) -> Agreement | None:
+    """Return how often the network and the dense one that it came from say the same class."""
+    if "pretrain" not in stages:
+        return None
+    dense = context.network_of(stages["pretrain"]).to(context.device)
+    same = count = 0
+    with as_predictor(network, context.device) as ours, as_predictor(dense, context.device) as theirs:
+        for batch in checked_batches(
+            context.judged, device=context.device, limit=context.recipe.evaluation.limit
+        ):
+            with torch.no_grad():
+                same += int((ours(batch.images).argmax(1) == theirs(batch.images).argmax(1)).sum())
+            count += len(batch.labels)
+    return Agreement(same=same, count=count)
 
 
 def _curve(context: Context, network: nn.Module) -> Curve | None:
@@ -126,99 +222,3 @@ def _curve(context: Context, network: nn.Module) -> Curve | None:
         )
     points = tuple(CurvePoint(eps=eps, accuracy=accuracy) for eps, accuracy in found)
     return Curve(attack=str(attack), norm=threat.norm, count=limit, points=points)
-
-
-def _run_info(context: Context, stages: Mapping[str, Artifact]) -> RunInfo:
-    seconds = sum(cast(float, artifact.metrics.get("seconds", 0.0)) for artifact in stages.values())
-    return RunInfo(
-        name=context.recipe.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=seconds,
-        device=_device_name(context.device),
-        seed=context.recipe.seed,
-        versions=versions(),
-        recipe=context.recipe.model_dump(mode="json"),
-        data=context.data_name,
-        data_fingerprint=context.fingerprint,
-        judged_on="test" if context.test is not None else "validation",
-        warnings=tuple(context.warnings),
-    )
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _network_info(context: Context, network: nn.Module) -> NetworkInfo:
-    dense = copy.deepcopy(context.model).cpu()
-    images = context.example_inputs[:1].cpu()
-    costs, compact_costs = count_macs(dense, images), count_macs(network, images)
-    counts = weight_counts(network, dict(dense.named_parameters()))
-    return NetworkInfo(
-        name=type(network).__name__.lstrip("_"),
-        parameters=sum(parameter.numel() for parameter in dense.parameters()),
-        weights=sum(cost.weights for cost in costs.values()),
-        kept_weights=sum(count["kept"] for count in counts.values()),
-        macs=sum(cost.macs for cost in costs.values()),
-        compact_macs=sum(cost.macs for cost in compact_costs.values()),
-        effective_macs=effective_macs(compact_costs),
-        frozen=tuple(FrozenPart(name=part.name, reason=part.reason) for part in context.plan().frozen),
-    )
-
-
-def _layers(context: Context, network: nn.Module) -> tuple[LayerInfo, ...]:
-    counts = weight_counts(network, dict(context.model.named_parameters()))
-    return tuple(LayerInfo(name=name, **count) for name, count in counts.items())
-
-
-def _stage_info(name: str, artifact: Artifact) -> StageInfo:
-    metrics = cast(Mapping[str, Any], artifact.metrics)
-    selected = metrics.get("selected")
-    return StageInfo(
-        name=name,
-        seconds=metrics.get("seconds", 0.0),
-        epochs=tuple(EpochInfo(**record) for record in metrics.get("history", [])),
-        selected=EpochInfo(**selected) if selected else None,
-    )
-
-
-def _histograms(pruned: Artifact | None) -> tuple[SiteHistogram, ...]:
-    if pruned is None:
-        return ()
-    found = cast(Mapping[str, Any], pruned.metrics.get("histograms", {}))
-    return tuple(
-        SiteHistogram.model_validate({"name": name, "histogram": values}) for name, values in found.items()
-    )
-
-
-def _file_info(item: Exported) -> FileInfo:
-    return FileInfo(
-        name=item.path.name,
-        format=item.kind,
-        style=item.style,
-        size_bytes=item.size_bytes,
-        dense_size_bytes=item.dense_size_bytes,
-        sha256=item.sha256,
-        largest_difference=item.largest_difference,
-        images_compared=item.images_compared,
-        details=dict(item.details),
-    )
-
-
-def _artifact_bytes(context: Context, before: Artifact) -> int:
-    folder = context.run_dir / ("artifact" if before.stage == "compact" else f"stages/{before.stage}")
-    return sum(path.stat().st_size for path in folder.glob("model.safetensors")) or 1
-
-
-def _example(context: Context, item: Example) -> ExampleInfo:
-    def name(label: int) -> str:
-        return context.classes[label] if label < len(context.classes) else str(label)
-
-    return ExampleInfo(
-        original=as_png(item.original),
-        adversarial=as_png(item.adversarial),
-        label=name(item.label),
-        attack=item.attack,
-        clean={subject: name(found) for subject, found in item.clean_predictions.items()},
-        attacked={subject: name(found) for subject, found in item.attacked_predictions.items()},
-    )

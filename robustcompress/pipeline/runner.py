@@ -108,6 +108,8 @@ class Run:
             check_files(self.exported)
             context.events(StageStarted(stage, 0, 0))
             self.report = evaluate(context, self._latest, self.exported, self.stage_artifacts())
+            # The files carry what was found now: their hashes are new.
+            self.exported = read_index(context.run_dir / "export")
             context.events(StageDone(stage, time.monotonic() - started, str(context.run_dir / "report")))
             return
         if stage == "export":

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from robustcompress.errors import StorageError
+from robustcompress.robustness.alarms.reliability import Reliability
 from robustcompress.robustness.certification import CertifiedAccuracy
 from robustcompress.robustness.measurement import Measurement
 
@@ -189,6 +190,31 @@ class CertifiedInfo(_Part):
     accuracies: tuple[CertifiedAccuracy, ...]
 
 
+class ClassInfo(_Part):
+    """One class of the judged images, under one subject.
+
+    Attributes:
+        subject: ``network`` or the name of an exported file.
+        label: The class.
+        count: Images of it.
+        clean: Of these, right clean.
+        standing: Of these, right whatever was tried.
+    """
+
+    subject: str
+    label: str
+    count: int
+    clean: int
+    standing: int
+
+
+class Agreement(_Part):
+    """How often the compressed network and the dense one it came from say the same class of a clean image."""
+
+    same: int
+    count: int
+
+
 class ExampleInfo(_Part):
     """An image that an attack changed; pictures are PNG in base64.
 
@@ -215,6 +241,9 @@ class Report(_Part):
     Attributes:
         artifact_bytes: Of the artifact's tensors on disk.
         dense_bytes: Of the dense network's parameters and buffers in memory.
+        reliability: By subject, whether its robust accuracy may be believed.
+        classes: Per subject and class: clean, and right whatever was tried.
+        agreement: With the dense network; ``None`` if the run did not begin with one.
     """
 
     schema_version: int = SCHEMA
@@ -229,7 +258,19 @@ class Report(_Part):
     dense_bytes: int
     curve: Curve | None = None
     certified: tuple[CertifiedInfo, ...] = ()
+    reliability: dict[str, Reliability] = Field(default_factory=dict[str, Reliability])
+    classes: tuple[ClassInfo, ...] = ()
+    agreement: Agreement | None = None
     examples: tuple[ExampleInfo, ...] = Field(default=(), repr=False)
+
+    def unreliable(self, subject: str) -> bool:
+        """Return whether alarms say that the subject's robust accuracy is not to be believed."""
+        return subject in self.reliability and self.reliability[subject].status == "unreliable"
+
+    def worst_class(self, subject: str) -> ClassInfo | None:
+        """Return the class of which the least was standing; ``None`` if classes were not counted."""
+        own = [item for item in self.classes if item.subject == subject and item.count]
+        return min(own, key=lambda item: item.standing / item.count, default=None)
 
     def measured(self, subject: str, attack: str) -> Measurement | None:
         """Return one measurement, if it was made; the attack may be named by its beginning."""

@@ -21,12 +21,14 @@ def accuracy_table(report: Report) -> Table:
         if last and row.subject != last:
             table.add_section()
         low, high = row.interval
+        withheld = row.attack == "worst case" and report.unreliable(row.subject)
+        part = "  " if "part of" in row.settings else ""
         table.add_row(
             row.subject if row.subject != last else "",
-            row.attack,
+            part + row.attack,
             "" if row.access == "none" else row.access,
-            f"{row.accuracy:.1%}",
-            f"{low:.1%} to {high:.1%}",
+            "unreliable" if withheld else f"{row.accuracy:.1%}",
+            "" if withheld else f"{low:.1%} to {high:.1%}",
         )
         last = row.subject
     return table
@@ -87,7 +89,24 @@ def render(report: Report) -> Group:
     tables = [size_table(report), accuracy_table(report)]
     if report.certified:
         tables.append(certified_table(report))
-    return Group(summary(report), *tables, *warnings)
+    alarms = [
+        f"{subject}: {found}" for subject, found in report.reliability.items() if found.status != "no alarm"
+    ]
+    return Group(summary(report), *tables, *worst_classes(report), *alarms, *warnings)
+
+
+def worst_classes(report: Report) -> list[str]:
+    """Return a line for each subject on the class that fared worst, and one on the dense network."""
+    lines = [
+        f"{subject}: worst class {worst.label}, {worst.standing / worst.count:.1%} of {worst.count} images "
+        f"stand, {worst.clean / worst.count:.1%} clean"
+        for subject in dict.fromkeys(item.subject for item in report.classes)
+        if (worst := report.worst_class(subject)) is not None and not report.unreliable(subject)
+    ]
+    if report.agreement is not None:
+        share = report.agreement.same / report.agreement.count
+        lines.append(f"same class as the dense network on {share:.1%} of {report.agreement.count} images")
+    return lines
 
 
 def print_report(report: Report, console: Console | None = None) -> None:

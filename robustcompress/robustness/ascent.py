@@ -51,13 +51,20 @@ class Region:
         return chosen
 
 
-def input_gradient(loss: Tensor, points: Tensor) -> Tensor:
+def input_gradient(loss: Tensor, points: Tensor, *, keep_graph: bool = False) -> Tensor:
     """Return the gradient of ``loss``, summed, by ``points``; nothing else receives a gradient.
+
+    Args:
+        loss: A loss per image, or one for all.
+        points: float ``[batch, ...]`` that it depends on.
+        keep_graph: Whether another gradient through the same graph follows.
 
     Raises:
         ModelError: If the loss does not depend on the points through differentiable operations.
     """
-    gradient = torch.autograd.grad(loss.sum(), [points], allow_unused=True)[0] if loss.requires_grad else None
+    gradient = None
+    if loss.requires_grad:
+        gradient = torch.autograd.grad(loss.sum(), [points], retain_graph=keep_graph, allow_unused=True)[0]
     if gradient is None:
         raise ModelError(
             "a gradient attack needs logits that depend on the images through differentiable operations; "

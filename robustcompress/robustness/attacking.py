@@ -4,15 +4,34 @@ import torch
 from torch import Tensor
 
 from robustcompress.errors import DataError, ModelError
-from robustcompress.robustness.attacks import Attack
+from robustcompress.robustness.attacks import Attack, TargetedAttack
 from robustcompress.robustness.batches import Batch
 from robustcompress.robustness.predictor import Predictor, predicted_classes
 from robustcompress.robustness.threat import Threat
 from robustcompress.seeding import generator_for
 
 
-def attack_batch(attack: Attack, predictor: Predictor, batch: Batch, *, threat: Threat, seed: int) -> Tensor:
+def attack_batch(
+    attack: Attack,
+    predictor: Predictor,
+    batch: Batch,
+    *,
+    threat: Threat,
+    seed: int,
+    reachable: Tensor | None = None,
+    part_of: str = "",
+) -> Tensor:
     """Return what ``attack`` makes of the batch's images: each one proven to lie in ``threat``.
+
+    Args:
+        attack: The attack.
+        predictor: What it asks.
+        batch: Images and labels.
+        threat: What it may do.
+        seed: Of every random number.
+        reachable: Classes that bounds did not exclude, bool ``[batch, classes]``: targeted attacks aim at no
+            other.
+        part_of: The ensemble that the attack is a member of, for random numbers of its own.
 
     Raises:
         DataError: If an image lies outside the threat's pixel range to begin with.
@@ -24,13 +43,13 @@ def attack_batch(attack: Attack, predictor: Predictor, batch: Batch, *, threat: 
             f"batch {batch.index}: the threat allows pixels of {threat.lower:g} to {threat.upper:g}; found "
             f"{low:.4g} to {high:.4g}. Give the threat the pixel range of the images."
         )
-    adversarial = attack.run(
-        predictor,
-        batch.images,
-        batch.labels,
-        threat=threat,
-        generator=generator_for(batch.images.device, seed, str(attack), batch.index),
-    )
+    place = (part_of, str(attack), batch.index) if part_of else (str(attack), batch.index)
+    generator = generator_for(batch.images.device, seed, *place)
+    given = (predictor, batch.images, batch.labels)
+    if isinstance(attack, TargetedAttack):
+        adversarial = attack.run(*given, threat=threat, generator=generator, reachable=reachable)
+    else:
+        adversarial = attack.run(*given, threat=threat, generator=generator)
     if adversarial.shape != batch.images.shape:
         raise ModelError(
             f"batch {batch.index}: {attack} must return images of shape {list(batch.images.shape)}; got "

@@ -4,8 +4,7 @@ Shapes: B batch, C classes.
 """
 
 from abc import ABC
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -14,45 +13,15 @@ from torch import Tensor
 
 from robustcompress.errors import ConfigError, ModelError
 from robustcompress.fractions import Number
-from robustcompress.robustness.bounds.crown import crown_ibp_margins, tightened
-from robustcompress.robustness.bounds.interval import Propagation, interval_margins, propagate
-from robustcompress.robustness.bounds.operations import Convolution
+from robustcompress.robustness.bounds.interval import propagate
 from robustcompress.robustness.bounds.tracing import TracedNetwork, trace_network
+from robustcompress.robustness.box_bounds import INTERVAL, Bound, BoxBounds
 from robustcompress.robustness.certifiers import Certificate, Certifier, Subject
 from robustcompress.robustness.predictor import finite_logits
-from robustcompress.robustness.threat import Norm, Threat
+from robustcompress.robustness.threat import Norm
 
-_FUNCTIONS_AT_ONCE = 64
-_COPIES = 6
-"""Tensors of a pass back's widest size that live at the same time, at most: measured."""
 _ROUNDING = 1e-4
 """What rounding may make of logits where no slack says so, in units of the largest logit."""
-
-
-@dataclass(frozen=True)
-class Bound:
-    """One way to bound margins from below.
-
-    Attributes:
-        name: As in the counts of a certificate.
-        margins: From the intervals of a box, the classes int64 ``[batch]`` and how many linear functions may
-            be pulled back at once, to lower bounds of ``f_y - f_j``, ``[batch, classes]``.
-        from_inside: Whether it pulls back from entries inside the network, and not from the margins alone.
-    """
-
-    name: str
-    margins: Callable[[Propagation, Tensor, int], Tensor]
-    from_inside: bool = False
-
-
-def _crown(boxed: Propagation, classes: Tensor, at_once: int) -> Tensor:
-    smaller = tightened(boxed, at_once=at_once)
-    return crown_ibp_margins(smaller, classes).maximum(interval_margins(smaller, classes))
-
-
-INTERVAL = Bound("interval", lambda boxed, classes, at_once: interval_margins(boxed, classes))
-CROWN_IBP = Bound("crown_ibp", lambda boxed, classes, at_once: crown_ibp_margins(boxed, classes))
-CROWN = Bound("crown", _crown, from_inside=True)
 
 
 class BoundCertifier(Certifier, ABC):
@@ -103,8 +72,8 @@ class BoundCertifier(Certifier, ABC):
                 raise ValueError("radii must be finite, above 0 and ascending, each once")
         return radii
 
-    def asked_of(self, sample: Propagation) -> tuple[Bound, ...]:
-        """Return the bounds to ask about the network that ``sample`` went through; all, as a rule."""
+    def asked_of(self, boxes: BoxBounds) -> tuple[Bound, ...]:
+        """Return the bounds to ask about the network of ``boxes``; all, as a rule."""
         return self.bounds
 
     @property
@@ -163,10 +132,10 @@ class _Proof:
         self.floor_B1 = settings.slack * unit_B1
         self.rounding_B = (settings.slack or _ROUNDING) * unit_B1[:, 0]
         self.counts_BK = torch.zeros(len(images), len(settings.bounds), dtype=torch.int64)
-        point = images[:1].to(self.dtype)
-        sample = propagate(network, {}, point, point)
-        self.bounds = settings.asked_of(sample)
-        self.held, self.widest = _entries(sample)
+        self.boxes = BoxBounds(
+            network, images[:1], logits_BC.shape[1], dtype=self.dtype, memory_mib=settings.memory_mib
+        )
+        self.bounds = settings.asked_of(self.boxes)
 
     def asked(self) -> list[dict[str, int]]:
         """Return for each image at how many radii each bound was computed."""
@@ -180,7 +149,7 @@ class _Proof:
             ModelError: If not.
         """
         everything = torch.arange(len(self.images), device=self.images.device)
-        for part in everything.split(self._images_at_once(INTERVAL)[0]):
+        for part in everything.split(self.boxes.at_once(INTERVAL)[0]):
             points = self.images[part].to(self.dtype)
             exact_BC = propagate(self.network, {}, points, points).logits.centre
             if exact_BC.shape != self.logits_BC[part].shape:
@@ -225,7 +194,8 @@ class _Proof:
                 break
             open_ = which[left]
             self.counts_BK[open_, self.settings.bounds.index(bound)] += 1
-            margins[left] = margins[left].maximum(torch.cat(list(self._margins(bound, open_, radius))))
+            found = self.boxes.margins(bound, self.images[open_], self.classes[open_], radius)
+            margins[left] = margins[left].maximum(found)
             left = (~self._above(margins, which)).nonzero().flatten()
         return self._above(margins, which)
 
@@ -233,41 +203,3 @@ class _Proof:
         """Return where every margin but the class's own is above its floor."""
         others = margins_BC.scatter(1, self.classes[which, None], torch.inf)
         return (others > self.floor_B1[which]).all(1).cpu()
-
-    def _margins(self, bound: Bound, which: Tensor, radius: float) -> Iterator[Tensor]:
-        images_at_once, functions_at_once = self._images_at_once(bound)
-        for part in which.split(images_at_once):
-            # Not bound to a name: it would live on while the next one is computed.
-            yield bound.margins(
-                propagate(self.network, {}, *self._box(self.images[part], radius)),
-                self.classes[part],
-                functions_at_once,
-            )
-
-    def _box(self, images: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-        threat = Threat(eps=radius)
-        (low, high), (rounded_low, rounded_high) = threat.box(images.to(self.dtype)), threat.box(images)
-        return low.minimum(rounded_low.to(self.dtype)), high.maximum(rounded_high.to(self.dtype))
-
-    def _images_at_once(self, bound: Bound) -> tuple[int, int]:
-        """Return how many images, and linear functions of each, the memory allows at once."""
-        available = self.settings.memory_mib * 2**20 // self.dtype.itemsize
-        functions = self.logits_BC.shape[1]
-        if bound.from_inside:
-            per_function = _COPIES * self.widest
-            fit = max(1, (available - self.held) // per_function)
-            functions = max(functions, min(_FUNCTIONS_AT_ONCE, fit))
-        return max(1, available // (self.held + _COPIES * functions * self.widest)), functions
-
-
-def _entries(sample: Propagation) -> tuple[int, int]:
-    """Return numbers per image: what is held of all intervals, and the widest of them."""
-    sizes = [interval.centre[0].numel() for interval in sample.intervals]
-    buffers = [0]
-    for step, interval in zip(sample.steps, sample.intervals[1:], strict=True):
-        if isinstance(step.operation, Convolution):
-            # In float64 a convolution is a product of matrices, for which each window is copied.
-            weight, places = step.operation.weight, interval.centre[0, 0].numel()
-            buffers.append(weight[0].numel() * step.operation.groups * places)
-    # Centre and radius of each, and again where they are made smaller.
-    return 4 * sum(sizes) + 2 * max(buffers), max(sizes)

@@ -9,11 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LossName: TypeAlias = Literal["cross_entropy", "margin", "dlr"]
+LossName: TypeAlias = Literal["cross_entropy", "margin", "dlr", "targeted_dlr"]
 
 
-def attack_loss(name: LossName, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Return the loss called ``name`` per image; float ``[batch]``."""
+def attack_loss(
+    name: LossName, logits_BC: Tensor, labels_B: Tensor, targets_B: Tensor | None = None
+) -> Tensor:
+    """Return the loss called ``name`` per image; float ``[batch]``.
+
+    ``targets_B`` are the wrong classes that ``targeted_dlr`` aims at; the other losses aim at none.
+    """
+    if name == "targeted_dlr":
+        assert targets_B is not None, "a targeted loss needs targets"
+        return targeted_dlr(logits_BC, labels_B, targets_B)
     if name == "cross_entropy":
         return F.cross_entropy(logits_BC, labels_B, reduction="none")
     return margin(logits_BC, labels_B) if name == "margin" else dlr(logits_BC, labels_B)
@@ -44,3 +52,18 @@ def dlr(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         return margin(logits_BC, labels_B)
     top_B3 = torch.topk(logits_BC, 3, dim=1).values
     return margin(logits_BC, labels_B) / (top_B3[:, 0] - top_B3[:, 2] + 1e-12)
+
+
+def targeted_dlr(logits_BC: Tensor, labels_B: Tensor, targets_B: Tensor) -> Tensor:
+    """Return the target's logit minus the right one, over the first minus the mean of third and fourth.
+
+    Source:
+        Croce & Hein 2020, https://arxiv.org/abs/2003.01690, eq. 7.
+        Differs: with fewer than four classes there is no fourth logit, and the plain difference is returned.
+    """
+    chosen_B2 = logits_BC.gather(1, torch.stack([targets_B, labels_B], 1))
+    difference_B = chosen_B2[:, 0] - chosen_B2[:, 1]
+    if logits_BC.shape[1] < 4:
+        return difference_B
+    top_B4 = torch.topk(logits_BC, 4, dim=1).values
+    return difference_B / (top_B4[:, 0] - (top_B4[:, 2] + top_B4[:, 3]) / 2 + 1e-12)

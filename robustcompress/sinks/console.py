@@ -132,7 +132,7 @@ class ConsoleSink:
         key = f"{event.stage}: {event.task}"
         if key not in self._tasks:
             self._tasks[key] = self._bars.add_task(key, total=total, note="")
-        self._update(key, completed=event.done, total=total)
+        self._update(key, completed=event.done, total=total, note=event.note)
 
     def _stage_done(self, event: StageDone) -> None:
         for key in [key for key in self._tasks if key == event.stage or key.startswith(f"{event.stage}: ")]:

@@ -97,13 +97,14 @@ def test_accuracies_are_those_counted_by_hand() -> None:
         ("network", "clean"): 6,
         ("network", "Shift+0.1"): 4,  # 0.45 and 0.47 cross the level
         ("network", "Shift-0.1"): 5,  # 0.55 crosses it
+        ("network", "8-bit pixels"): 3,
         ("network", "worst case"): 3,
     }
 
 
 def test_an_image_that_is_wrong_clean_is_not_right_under_an_attack_that_mends_it() -> None:
     evaluation = _evaluate(Above(0.35), attacks=[Shift(by=0.1)], batches=[(_pixels(0.3), torch.tensor([1]))])
-    assert [m.correct for m in evaluation.measurements] == [0, 0, 0]
+    assert [m.correct for m in evaluation.measurements] == [0, 0, 0, 0]
 
 
 def test_files_are_judged_on_the_networks_own_adversarial_images() -> None:
@@ -122,8 +123,9 @@ def test_files_are_judged_on_the_networks_own_adversarial_images() -> None:
     assert counts[("model.onnx", "Shift+0.1")] == 4
     assert counts[("model.onnx", "Shift-0.1")] == 4
     assert counts[("model.onnx", "worst case")] == 4
-    torch.testing.assert_close(torch.cat(seen[::3]), PIXELS)
-    torch.testing.assert_close(torch.cat(seen[1::3]), PIXELS + 0.1)
+    # Of each batch: the clean images, then those of each attack, as they are and in 8 bits.
+    torch.testing.assert_close(torch.cat(seen[::5]), PIXELS)
+    torch.testing.assert_close(torch.cat(seen[1::5]), PIXELS + 0.1)
 
 
 def test_measurements_say_how_they_were_made() -> None:
@@ -132,14 +134,17 @@ def test_measurements_say_how_they_were_made() -> None:
     assert rows == [
         ("network", "clean", "none", None, None),
         ("network", "PGD-5x1", "white-box", "linf", 0.1),
+        ("network", "8-bit pixels", "white-box", "linf", 0.1),
         ("network", "worst case", "white-box", "linf", 0.1),
         ("f", "clean", "none", None, None),
         ("f", "PGD-5x1", "transfer", "linf", 0.1),
+        ("f", "8-bit pixels", "transfer", "linf", 0.1),
         ("f", "worst case", "transfer", "linf", 0.1),
     ]
     assert {(m.seed, m.count) for m in evaluation.measurements} == {(11, 7)}
     assert evaluation.measurements[1].settings["step_size"] == pytest.approx(0.05)
     assert evaluation.measurements[2].settings == {"attacks": "PGD-5x1"}
+    assert evaluation.measurements[3].settings == {"attacks": "PGD-5x1, 8-bit pixels"}
 
 
 def test_without_attacks_only_clean_accuracy_is_measured() -> None:
@@ -247,7 +252,7 @@ def test_examples_are_few_of_each_class_and_no_image_is_shown_twice() -> None:
 
 def test_progress_is_told_per_batch_and_task() -> None:
     told: list[tuple[str, int, int]] = []
-    _evaluate(Above(0.5), progress=lambda task, done, total: told.append((task, done, total)))
+    _evaluate(Above(0.5), progress=lambda task, done, total, _: told.append((task, done, total)))
     tasks = ("clean", "Shift+0.1", "Shift-0.1")
     assert told == [(task, done, 3) for done in (1, 2, 3) for task in tasks]
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from robustcompress.robustness.losses import attack_loss, dlr, margin
+from robustcompress.robustness.losses import attack_loss, dlr, margin, targeted_dlr
 
 LOGITS = torch.tensor([[3.0, 1.0, 2.5, -1.0], [0.0, 4.0, 1.0, 2.0]])
 LABELS = torch.tensor([0, 3])
@@ -23,6 +23,21 @@ def test_dlr_of_two_classes_is_the_margin() -> None:
     assert dlr(LOGITS[:, :2], LABELS % 2).tolist() == [-2.0, -4.0]
 
 
+def test_targeted_dlr_divides_by_the_gap_from_first_to_the_mean_of_third_and_fourth() -> None:
+    targets = torch.tensor([1, 0])
+    expected = [-2.0 / (3.0 - 0.0), -2.0 / (4.0 - 0.5)]
+    assert targeted_dlr(LOGITS, LABELS, targets).tolist() == pytest.approx(expected)
+    found = attack_loss("targeted_dlr", LOGITS, LABELS, targets)
+    assert found.tolist() == pytest.approx(expected)
+    torch.testing.assert_close(targeted_dlr(1000 * LOGITS - 7, LABELS, targets), found)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_targeted_dlr_of_fewer_than_four_classes_is_the_difference_to_the_target(classes: int) -> None:
+    labels, targets = torch.tensor([0, 1]), torch.tensor([1, 0])
+    assert targeted_dlr(LOGITS[:, :classes], labels, targets).tolist() == [-2.0, -4.0]
+
+
 def test_cross_entropy_is_minus_the_log_of_the_right_class_probability() -> None:
     expected = -LOGITS.softmax(1)[[0, 1], LABELS].log()
     torch.testing.assert_close(attack_loss("cross_entropy", LOGITS, LABELS), expected)
@@ -39,3 +54,5 @@ def test_gradients_of_margin_and_dlr_agree_with_finite_differences(classes: int)
     labels = torch.arange(5) % classes
     for loss in (margin, dlr):
         assert torch.autograd.gradcheck(lambda z, loss=loss: loss(z, labels), (logits.requires_grad_(),))
+    targets = (labels + 1) % classes
+    assert torch.autograd.gradcheck(lambda z: targeted_dlr(z, labels, targets), (logits,))

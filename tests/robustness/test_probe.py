@@ -45,3 +45,38 @@ def test_a_gradient_that_is_no_number_is_refused() -> None:
             torch.zeros(2).long(),
             "margin",
         )
+
+
+def test_several_calls_are_averaged_and_most_of_them_decide() -> None:
+    images = torch.tensor([[0.5]])
+    slopes = iter([1.0, 4.0, -2.0] * 2)
+
+    def unsteady(points: torch.Tensor) -> torch.Tensor:
+        slope = next(slopes)
+        return torch.cat([slope * points, 0 * points], 1)
+
+    seen = probe(unsteady, images, torch.tensor([0]), "margin", calls=3)
+    assert seen.loss.tolist() == pytest.approx([-(0.5 + 2.0 - 1.0) / 3])
+    assert seen.gradient.tolist() == [[-1.0]]
+    assert seen.wrong.tolist() == [False]
+    seen = probe(unsteady, images, torch.tensor([1]), "margin", calls=3, with_gradient=False)
+    assert seen.wrong.tolist() == [True]
+    assert seen.gradient.numel() == 0
+
+
+def test_half_of_the_calls_do_not_break_an_image() -> None:
+    answers = iter([1.0, -1.0])
+    seen = probe(
+        lambda x: torch.cat([next(answers) * x, 0 * x], 1),
+        torch.tensor([[0.5]]),
+        torch.tensor([0]),
+        "margin",
+        calls=2,
+    )
+    assert seen.wrong.tolist() == [False]
+
+
+def test_a_targeted_loss_aims_at_its_targets() -> None:
+    images = torch.tensor([[1.0, 2.0, 3.0, 4.0]] * 2)
+    seen = probe(lambda x: x, images, torch.tensor([3, 3]), "targeted_dlr", targets=torch.tensor([0, 2]))
+    torch.testing.assert_close(seen.loss, torch.tensor([-3.0, -1.0]) / 2.5)

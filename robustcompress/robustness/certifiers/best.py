@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from robustcompress.robustness.bound_certifier import CROWN, CROWN_IBP, INTERVAL, Bound, BoundCertifier
-from robustcompress.robustness.bounds.interval import Propagation
+from robustcompress.robustness.bound_certifier import BoundCertifier
+from robustcompress.robustness.box_bounds import CROWN, CROWN_IBP, INTERVAL, Bound, BoxBounds
 
 
 class Best(BoundCertifier):
@@ -25,7 +25,5 @@ class Best(BoundCertifier):
     bounds: ClassVar[tuple[Bound, ...]] = (INTERVAL, CROWN_IBP, CROWN)
     crown_entries: int = Field(default=20_000, ge=0)
 
-    def asked_of(self, sample: Propagation) -> tuple[Bound, ...]:
-        relaxed = {source for step in sample.steps if not step.operation.affine for source in step.sources}
-        entries = sum(sample.intervals[source].centre[0].numel() for source in relaxed)
-        return self.bounds if entries <= self.crown_entries else (INTERVAL, CROWN_IBP)
+    def asked_of(self, boxes: BoxBounds) -> tuple[Bound, ...]:
+        return self.bounds if boxes.relaxed_entries <= self.crown_entries else (INTERVAL, CROWN_IBP)

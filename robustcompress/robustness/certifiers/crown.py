@@ -2,7 +2,8 @@
 
 from typing import ClassVar
 
-from robustcompress.robustness.bound_certifier import CROWN, Bound, BoundCertifier
+from robustcompress.robustness.bound_certifier import BoundCertifier
+from robustcompress.robustness.box_bounds import CROWN, Bound
 
 
 class Crown(BoundCertifier):

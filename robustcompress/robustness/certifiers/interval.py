@@ -2,7 +2,8 @@
 
 from typing import ClassVar
 
-from robustcompress.robustness.bound_certifier import INTERVAL, Bound, BoundCertifier
+from robustcompress.robustness.bound_certifier import BoundCertifier
+from robustcompress.robustness.box_bounds import INTERVAL, Bound
 
 
 class Interval(BoundCertifier):

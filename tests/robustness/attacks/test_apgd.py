@@ -1,3 +1,4 @@
+import logging
 import math
 from collections.abc import Callable
 
@@ -5,10 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from pyautoattack.autopgd_base import APGDAttack
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from robustcompress.robustness.attacks.apgd import Apgd, checkpoint_widths
+from robustcompress.robustness.attacks.apgd import Apgd
 from robustcompress.robustness.attacks.pgd import Pgd
 from robustcompress.robustness.losses import LossName, attack_loss
 from robustcompress.robustness.threat import Norm, Threat
@@ -56,7 +58,10 @@ def _project(norm: Norm, x: Array, image: Array, eps: float) -> Array:
 def _algorithm_1(
     norm: Norm, evaluate: LossAndGradient, image: Array, start: Array, eps: float, n: int, rho: float
 ) -> Array:
-    """Follow Algorithm 1 of the paper for one image, line by line, every iterate kept in a list."""
+    """Follow Algorithm 1 of the paper for one image, line by line, every iterate kept in a list.
+
+    Where it leaves a choice, or the authors' code takes another one, it is the code's: see below.
+    """
     p = [0.0, 0.22]
     while p[-1] <= 1:
         p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
@@ -72,7 +77,7 @@ def _algorithm_1(
     f = [evaluate(point)[0] for point in x]
     best = max(range(2), key=lambda i: f[i])
     x_max, f_max = x[best], f[best]
-    rose = [f[1] > f[0]]
+    rose = [f[1] > 0]  # the code's; the paper's is f[1] > f[0]
     etas, f_maxs = {0: eta}, {0: f[0]}
     for k in range(1, n + 1):
         if k in w:
@@ -83,7 +88,7 @@ def _algorithm_1(
             kept = j > 1 and etas[w[j - 1]] == eta and f_maxs[w[j - 1]] == f_max
             if rises <= rho * (k - w[j - 1]) or kept:
                 eta /= 2
-                x[k], f[k] = x_max, f_max
+                x[k] = x_max  # f[k] stays, in the code, and so decides whether the next step rose
         if k == n:
             break
         z = ascent(x[k], eta)
@@ -145,6 +150,82 @@ def test_apgd_takes_the_steps_of_the_papers_algorithm(
     assert compared >= 6
 
 
+def _ten_class(kind: str, seed: int) -> Known:
+    """Return a random network of ten classes, 48 images [1, 8, 8], and the classes that it gives them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if kind == "convolution":
+            network = nn.Sequential(
+                nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)
+            )
+        else:
+            network = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10))
+        images = torch.rand(48, 1, 8, 8)
+    return network, images, network(images).argmax(1)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "dlr"])
+@pytest.mark.parametrize(
+    ("norm", "eps", "kind"),
+    [
+        ("linf", 0.02, "convolution"),
+        ("linf", 0.04, "layers"),
+        ("linf", 0.1, "convolution"),
+        ("l2", 0.1, "convolution"),
+        ("l2", 0.2, "layers"),
+        ("l2", 0.5, "convolution"),
+    ],
+)
+def test_iterates_are_those_of_the_authors_code(norm: Norm, eps: float, kind: str, loss: LossName) -> None:
+    network, images, labels = _ten_class(kind, seed=3)
+    authors = APGDAttack(
+        network,
+        norm={"linf": "Linf", "l2": "L2"}[norm],
+        eps=eps,
+        loss={"cross_entropy": "ce", "dlr": "dlr"}[loss],
+        device="cpu",
+        logger=logging.getLogger(__name__),
+    )
+    authors.init_hyperparam(images)
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        best, right, _, _ = authors.attack_single_run(images, labels)
+    attack = Apgd.model_validate({"loss": loss})
+    found = _run(attack, (network, images, labels), Threat(norm=norm, eps=eps), seed=11)
+    broken = network(found).argmax(1) != labels
+    assert broken.tolist() == (~right).tolist()
+    assert 0 < int(broken.sum()) < 48
+    # Under Linf rounding is the same too; under L2 it is not, and a step is halved sooner here or there.
+    apart = (found - best)[~broken].abs().flatten(1).amax(1)
+    assert (
+        float(apart.max()) == 0
+        if norm == "linf"
+        else float(apart.median()) < 1e-5 > 1e-3 * float(apart.max())
+    )
+
+
+def test_a_network_that_always_says_the_same_is_attacked_the_same_with_eot(trained: Known) -> None:
+    once, twice = (_run(Apgd(steps=10, eot=eot), trained, Threat(eps=0.1)) for eot in (1, 2))
+    assert torch.equal(once, twice)
+
+
+def test_an_image_that_is_wrong_now_and_then_is_attacked_on(two_class: Known) -> None:
+    _, images, labels = two_class
+    sizes: list[int] = []
+
+    def unsteady(points: Tensor) -> Tensor:
+        """Answer right twice, then wrong once."""
+        sizes.append(len(points))
+        answer = torch.zeros(len(points), 2, dtype=points.dtype)
+        answer[:, 0] = 1 if len(sizes) % 3 else -1
+        return answer + points.flatten(1).sum(1, keepdim=True) * torch.tensor([1.0, 1.001])
+
+    generator = torch.Generator().manual_seed(0)
+    zeros = torch.zeros_like(labels)
+    Apgd(steps=4, eot=3).run(unsteady, images, zeros, threat=Threat(eps=0.01), generator=generator)
+    assert sizes == [200] * 3 * 6
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_attempts_start_on_the_border(norm: Norm) -> None:
     starts: list[Tensor] = []
@@ -158,19 +239,6 @@ def test_attempts_start_on_the_border(norm: Norm) -> None:
     generator = torch.Generator().manual_seed(0)
     Apgd(steps=1).run(logits_of, images, torch.zeros(50).long(), threat=threat, generator=generator)
     torch.testing.assert_close(threat.distances(starts[1], images), torch.full((50,), 0.2))
-
-
-def test_checkpoints_are_those_of_the_paper() -> None:
-    # p = 0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99
-    assert list(checkpoint_widths(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
-    assert list(checkpoint_widths(100).values()) == [22, 19, 16, 13, 10, 7, 6, 6]
-
-
-@pytest.mark.parametrize("steps", range(1, 60))
-def test_checkpoints_lie_between_the_steps_and_their_widths_add_up(steps: int) -> None:
-    widths = checkpoint_widths(steps)
-    assert all(0 < step < steps and width > 0 for step, width in widths.items())
-    assert sum(widths.values()) == max(widths, default=0)
 
 
 @pytest.mark.parametrize("eps", [0.08, 0.12])
@@ -215,10 +283,11 @@ def test_work_shrinks_to_the_images_still_standing(two_class: Known) -> None:
 def test_names_tell_loss_steps_and_restarts() -> None:
     assert str(Apgd()) == "APGD-CE-100x1"
     assert str(Apgd(steps=20, restarts=5, loss="dlr")) == "APGD-DLR-20x5"
+    assert str(Apgd(eot=20)) == "APGD-CE-100x1-EOT20"
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"restarts": 0}, {"rho": 0}, {"momentum": 1.5}, {"loss": "margin"}]
+    "wrong", [{"steps": 0}, {"restarts": 0}, {"rho": 0}, {"momentum": 1.5}, {"loss": "margin"}, {"eot": 0}]
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):

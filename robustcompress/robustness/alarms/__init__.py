@@ -1,0 +1,1 @@
+"""Signs that a robust accuracy says more about the attack than about the network."""
