@@ -38,7 +38,7 @@ class Technique(NamedTuple):
     norm: Literal["linf", "l2"]
     radius: float
     objective: dict[str, Any]
-    tuned: dict[str, Any]  # the objective in prune and finetune, where the radius no longer grows
+    tuned: dict[str, Any]  # the objective in prune and finetune
     certifier: dict[str, Any]
     images: int
     benign: bool = False  # the network is trained without any of it, and only pruned with it
@@ -63,10 +63,10 @@ TECHNIQUES = {
     ),
     "crown_ibp": Technique(
         "linf",
-        0.1,
+        0.05,
         {"kind": "crown_ibp", "ramp": 0.6},
         {"kind": "crown_ibp", "ramp": 0},
-        {"kind": "best", "radii": [0.1], "crown_entries": 0},
+        {"kind": "best", "radii": [0.05], "crown_entries": 0},
         1000,
     ),
     "hidden": Technique(
