@@ -10,12 +10,23 @@ from torch import fx, nn
 from robustcompress.errors import ExportError
 from robustcompress.export.densify import dense_model
 from robustcompress.export.onnx_file import read_model
-from robustcompress.export.operators import Array, Call, Target, UnsupportedError, Value, is_moving, translate
+from robustcompress.export.operators import (
+    OPERATORS,
+    Array,
+    Call,
+    Target,
+    UnsupportedError,
+    Value,
+    is_moving,
+    translate,
+)
+from robustcompress.export.quantised import ROUNDING
 
 _DOMAINS = ("", "ai.onnx")
+_RULES = {**OPERATORS, **ROUNDING}
 
 
-def read_network(source: str | os.PathLike[str] | bytes) -> nn.Module:
+def read_network(source: str | os.PathLike[str] | bytes) -> fx.GraphModule:
     """Return the network that an ONNX file computes, made from the file's own graph.
 
     Compact weights are decoded and whatever depends on constants alone is computed once, by ONNX's reference
@@ -23,6 +34,8 @@ def read_network(source: str | os.PathLike[str] | bytes) -> nn.Module:
     :mod:`robustcompress.robustness.bounds` can look into. Weights are buffers: they do not learn.
 
     The result computes what the file does up to rounding, where a runtime orders its sums in another way.
+    Quantised files round as they say (:mod:`robustcompress.export.quantised`); what they keep in float16 is
+    computed in float32.
     Nothing that the file names is imported or run.
 
     Args:
@@ -63,7 +76,7 @@ class _Reader:
         if self._graph.sparse_initializer:
             raise UnsupportedError("it stores sparse initializers")
 
-    def read(self) -> nn.Module:
+    def read(self) -> fx.GraphModule:
         inputs = [entry for entry in self._graph.input if entry.name not in self._values]
         if len(inputs) != 1 or len(self._graph.output) != 1:
             raise UnsupportedError(
@@ -96,7 +109,7 @@ class _Reader:
         rank = self._ranks.get(node.input[0], 4)
         opset = self._opsets.get("", self._opsets.get("ai.onnx", 0))
         call = Call.of(node, inputs, rank=rank, opset=opset)
-        self._values[node.output[0]] = translate(self._target, call)
+        self._values[node.output[0]] = translate(self._target, call, _RULES)
 
     def _computed(self, node: NodeProto) -> Mapping[str, Array]:
         """Return what a node of constants alone makes."""

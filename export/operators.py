@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, helper
 from torch import fx, nn
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -36,8 +36,9 @@ class Target:
     def constant(self, array: Array) -> fx.Node:
         """Add a constant as a buffer of the module."""
         name = f"constant{len(list(self.root.buffers()))}"
-        # A copy: arrays of a file are read-only.
-        self.root.register_buffer(name, torch.from_numpy(np.array(array)))
+        # A copy: arrays of a file are read-only. Everything is computed in float32.
+        wide = np.array(array, dtype=np.float32 if array.dtype == np.float16 else None)
+        self.root.register_buffer(name, torch.from_numpy(wide))
         return self.graph.get_attr(name)
 
 
@@ -281,17 +282,10 @@ def _pad(target: Target, call: Call) -> fx.Node:
     return target.call(F.pad, call.moving(), flat, "constant", 0.0 if value is None else float(value))
 
 
-def _cast(target: Target, call: Call) -> fx.Node:
-    if call.attributes.get("to") != TensorProto.FLOAT:
-        raise UnsupportedError("it makes another type than float32 of the images")
-    return call.moving()
-
-
 OPERATORS: Mapping[str, Rule] = {
     "Add": _binary(operator.add),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
-    "Cast": _cast,
     "Clip": _clip,
     "Concat": _concat,
     "Conv": _conv,
@@ -321,13 +315,13 @@ OPERATORS: Mapping[str, Rule] = {
 """Operators that are understood, by their ONNX name; those of constants alone need no rule."""
 
 
-def translate(target: Target, call: Call) -> fx.Node:
-    """Add what a node does.
+def translate(target: Target, call: Call, rules: Mapping[str, Rule]) -> fx.Node:
+    """Add what a node does, by the rule for its operator.
 
     Raises:
         UnsupportedError: If its operator, or the way it is used, is not understood.
     """
-    rule = OPERATORS.get(call.kind)
+    rule = rules.get(call.kind)
     if rule is None:
         raise UnsupportedError("this operator is not understood")
     try:

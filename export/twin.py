@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from robustcompress.errors import ExportError
 from robustcompress.export.network import read_network
 from robustcompress.export.parity import TOLERANCE
+from robustcompress.export.quantised import as_half, quantize
 from robustcompress.export.session import OnnxSession
+
+_STEP = 0.01
+"""A step of an 8-bit output, in units of the largest logit."""
+_SAME_CLASS = 0.99
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,16 +26,29 @@ class Twin:
         largest_difference: Of a logit to the session's, over the largest logit.
         agreeing: Share of the images that get the same class, 0 to 1.
         images: How many were compared.
+        rounded: Whether the file rounds inside, as quantised ones do.
     """
 
     network: nn.Module
     largest_difference: float
     agreeing: float
     images: int
+    rounded: bool
 
 
 def read_twin(source: str | os.PathLike[str] | bytes, session: OnnxSession, images: Tensor) -> Twin:
     """Return the twin of an ONNX file, once it is proven to give the session's logits.
+
+    Logits of a file that does not round may differ by 1e-4 of the largest one. A file that rounds to 8 bits
+    is computed by a runtime in whole numbers, and a sum that lies on a rounding border may fall on either
+    side: one step of the output is about a hundredth of the largest logit. There half of the images must
+    agree within that, and 99% in their class. Measured on int8 files of small_cnn and a ResNet-18: 90 to 100%
+    of images agree exactly, the others by a step or two; with ONNX Runtime's optimisations off, small_cnn
+    agrees bit for bit.
+
+    Processors without VNNI instructions are an exception: their kernels for unsigned activations with signed
+    weights saturate, so that the runtime computes something else than the file says (2 to 20% of the largest
+    logit on average were seen). Such a session has no twin.
 
     Args:
         source: The file, or its bytes.
@@ -40,7 +58,7 @@ def read_twin(source: str | os.PathLike[str] | bytes, session: OnnxSession, imag
     Raises:
         StorageError: If the file cannot be read.
         ExportError: If it uses an operator that is not understood, which is named, or the logits differ by
-            more than rounding.
+            more than that.
     """
     network = read_network(source)
     expected = session(images)
@@ -55,11 +73,20 @@ def read_twin(source: str | os.PathLike[str] | bytes, session: OnnxSession, imag
             f"session gives {list(expected.shape)}."
         )
     scale = float(expected.abs().max()) or 1.0
-    difference = float((found - expected).abs().max()) / scale
-    if not difference <= TOLERANCE:
-        raise ExportError(
-            f"{session.name}: read as a network it differs from ONNX Runtime by {difference:.3g} of the "
-            f"largest logit; at most {TOLERANCE:g} is rounding. Attacks on it say nothing about the file."
-        )
+    differences = (found - expected).abs().amax(1) / scale
+    largest, median = float(differences.max()), float(differences.median())
     agreeing = float((found.argmax(1) == expected.argmax(1)).float().mean())
-    return Twin(network, difference, agreeing, len(images))
+    rounded = any(node.target in (quantize, as_half) for node in network.graph.nodes)
+    if rounded and not (median <= _STEP and agreeing >= _SAME_CLASS):
+        raise ExportError(
+            f"{session.name}: read as a network it differs from ONNX Runtime by {median:.2g} of the largest "
+            f"logit on half of {len(images)} images, and {agreeing:.1%} get the same class: the runtime does "
+            "not compute what the file says. Without VNNI instructions signed 8-bit weights saturate: "
+            "quantise with reduce_range=True or unsigned weights."
+        )
+    if not rounded and not largest <= TOLERANCE:
+        raise ExportError(
+            f"{session.name}: read as a network it differs from ONNX Runtime by {largest:.3g} of the largest "
+            f"logit; at most {TOLERANCE:g} is rounding. Attacks on it say nothing about the file."
+        )
+    return Twin(network, largest, agreeing, len(images), rounded)
