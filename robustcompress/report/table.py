@@ -1,27 +1,44 @@
 """The report as a table for terminals."""
 
+from collections.abc import Container, Sequence
+
 from rich.console import Console, Group
 from rich.table import Table
 
 from robustcompress.report.model import Report
+from robustcompress.robustness.measurement import Measurement
 
 
 def accuracy_table(report: Report) -> Table:
     """Return the rows of accuracy: subject, attack, access, result with its 95% interval."""
-    threat = next((m for m in report.measurements if m.eps is not None), None)
+    doubted = {row.subject for row in report.measurements if report.unreliable(row.subject)}
+    return measurement_table(report.measurements, judged_on=report.run.judged_on, doubted=doubted)
+
+
+def measurement_table(
+    measurements: Sequence[Measurement], *, judged_on: str, doubted: Container[str] = ()
+) -> Table:
+    """Return a row for each measurement.
+
+    Args:
+        measurements: One or more, those of a subject together.
+        judged_on: Which images, ``test`` for example.
+        doubted: Subjects whose worst case is not to be believed; it is not shown.
+    """
+    threat = next((m for m in measurements if m.eps is not None), None)
     against = f", {'Linf' if threat.norm == 'linf' else 'L2'} eps {threat.eps:.4g}" if threat else ""
-    table = Table(title=f"accuracy on {report.measurements[0].count} {report.run.judged_on} images{against}")
+    table = Table(title=f"accuracy on {measurements[0].count} {judged_on} images{against}")
     table.add_column("subject")
     table.add_column("attack")
     table.add_column("access")
     table.add_column("accuracy", justify="right")
     table.add_column("95% interval", justify="right")
     last = ""
-    for row in report.measurements:
+    for row in measurements:
         if last and row.subject != last:
             table.add_section()
         low, high = row.interval
-        withheld = row.attack == "worst case" and report.unreliable(row.subject)
+        withheld = row.attack == "worst case" and row.subject in doubted
         part = "  " if "part of" in row.settings else ""
         table.add_row(
             row.subject if row.subject != last else "",

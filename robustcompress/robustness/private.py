@@ -21,8 +21,7 @@ def to_follow(network: nn.Module, images: Tensor) -> nn.Module:
     Batch normalisation is folded where that is exact, and on a CPU convolutions whose gradients another
     convolution computes faster are replaced. The copy is held against the network on some images, and the
     network itself is returned where the copy differs by more than rounding, cannot be made or would bring
-    nothing. Timings decide what is replaced: the last bits of an attack may differ from run to run on a
-    network for which both ways take about the same time.
+    nothing.
 
     Args:
         network: In eval mode, its parameters without gradients.
@@ -32,11 +31,11 @@ def to_follow(network: nn.Module, images: Tensor) -> nn.Module:
     try:
         folding = fold_batchnorm(network, few)
         copy = folding.network.requires_grad_(False)
-        quick = with_quick_gradients(copy, images[:_AT_ONCE]) if images.device.type == "cpu" else 0
+        quick = with_quick_gradients(copy) if images.device.type == "cpu" else 0
         if folding.folded + quick == 0:
             return network
         expected, found = network(few), copy(few)
-    except (ModelError, RuntimeError, TypeError):  # a module that cannot be copied is followed as it is
+    except (ModelError, RuntimeError, TypeError, AttributeError):  # it cannot be copied
         return network
     difference = (expected - found).abs().amax() / expected.abs().amax().clamp_min(1e-12)
     return copy if bool(difference <= _TOLERANCE) else network
