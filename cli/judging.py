@@ -1,16 +1,21 @@
 """Commands about finished runs: export, evaluate, report."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustcompress.cli.options import AllowImportOption, DeviceOption, JsonOption, NormOption
+from robustcompress.cli.options import AllowImportOption, DataDirOption, DeviceOption, JsonOption
 from robustcompress.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from robustcompress import Compressor
+
+_USUAL_ATTACKS = ("pgd", "apgd", "square:queries=500")
 
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run.", exists=False)]
 
@@ -48,38 +53,180 @@ def export(
 
 
 def evaluate(
-    run: RunArgument,
-    eps: Annotated[str | None, typer.Option(help="In place of the run's radius: 0.1 or 8/255.")] = None,
-    norm: NormOption = None,
+    target: Annotated[Path, typer.Argument(help="A run's folder, an artifact's folder, or any .onnx file.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="For a file or artifact: fashion-mnist-mini, fashion-mnist, cifar10 or image-folder."
+        ),
+    ] = None,
+    data_dir: DataDirOption = None,
+    eps: Annotated[
+        str | None,
+        typer.Option(help="Radius on the scale 0 to 1: 0.1 or 8/255. A run has its own; a file needs one."),
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2. [default: the run's, or linf]")] = None,
     attack: Annotated[
         list[str] | None,
-        typer.Option(help="Attack and its settings, pgd or pgd:steps=50,restarts=5; may be repeated."),
+        typer.Option(
+            help="Attack and its settings, pgd or pgd:steps=50,restarts=5; may be repeated. autoattack is "
+            "the full suite. [default: the run's, or pgd, apgd and square:queries=500]"
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Judge only so many test images.")] = None,
+    transfer_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a file or artifact: an artifact's folder; images that attacks make on its network are "
+            "scored on the target, too."
+        ),
+    ] = None,
+    alarms: Annotated[
+        bool | None,
+        typer.Option(
+            "--alarms/--no-alarms",
+            help="Look for signs of gradient masking. [default: the run's, or --alarms]",
+        ),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a file or artifact: a folder for what autoattack has made so far; the same command, "
+            "given again, goes on with it."
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="For a file or artifact: of every random number. [default: 0]")
+    ] = None,
     as_json: JsonOption = False,
     device: DeviceOption = None,
     allow_import: AllowImportOption = False,
 ) -> None:
-    """Attack a run's network, and every file that was exported from it, and write the report anew.
+    """Attack a network or file: how many images does it get right clean, and under each and all attacks?
+
+    A run: its network, and every file that was exported from it; its report is written anew. An .onnx file,
+    whoever made it, needs --data and --eps: attacks follow the gradients of the file's own graph, and every
+    number is what the file says in its runtime. Where the graph is not understood, black-box attacks remain,
+    and the result says so. An artifact is judged alike. What alarms do not believe is withheld.
 
     Examples:
       robustcompress evaluate runs/a
 
       robustcompress evaluate runs/a --attack pgd:steps=50,restarts=5 --attack apgd:steps=100 --eps 0.1
+
+      robustcompress evaluate model.onnx --data cifar10 --eps 8/255 --attack autoattack
+
+      robustcompress evaluate model.onnx --data image-folder --data-dir photos --eps 4/255 --limit 1000
+
+      robustcompress evaluate int8.onnx --data cifar10 --eps 8/255 --transfer-from runs/a/artifact
     """
+    asked = _Asked(eps, norm, [parse_attack(text) for text in attack or ()], limit, alarms, device)
+    of_file = _OfFile(data, data_dir, transfer_from, keep, seed)
+    if target.is_dir() and not (target / "artifact.json").is_file():
+        of_file.refuse(target)
+        _evaluate_run(target, asked, as_json=as_json, allow_import=allow_import)
+    elif target.is_dir() or target.suffix == ".onnx":
+        _evaluate_file(target, asked, of_file, as_json=as_json, allow_import=allow_import)
+    else:
+        raise ConfigError(
+            f"expected a run's folder, an artifact's folder or an .onnx file; {target} is none of them."
+        )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What may be asked of every evaluation; ``None`` where nothing was."""
+
+    eps: str | None
+    norm: str | None
+    attacks: list[dict[str, Any]]
+    limit: int | None
+    alarms: bool | None
+    device: str | None
+
+
+@dataclass(frozen=True)
+class _OfFile:
+    """What a run knows of itself, and a file does not."""
+
+    data: str | None
+    data_dir: Path | None
+    transfer_from: Path | None
+    keep: Path | None
+    seed: int | None
+
+    def refuse(self, run: Path) -> None:
+        """Check that nothing of this was asked.
+
+        Raises:
+            ConfigError: If something was.
+        """
+        given = [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None]
+        if given:
+            raise ConfigError(
+                f"{', '.join(given)} is for an .onnx file or an artifact's folder; {run} is a run, or "
+                f"nothing yet, and a run has its own. Give {run / 'artifact'} or a file in {run / 'export'}."
+            )
+
+
+def _evaluate_run(run: Path, asked: _Asked, *, as_json: bool, allow_import: bool) -> None:
     import robustcompress
 
-    changes: dict[str, Any] = {"device": device, "evaluation.limit": limit}
+    changes: dict[str, Any] = {
+        "device": asked.device,
+        "evaluation.limit": asked.limit,
+        "evaluation.alarms": asked.alarms,
+        "evaluation.attacks": asked.attacks or None,
+    }
     changes = {name: value for name, value in changes.items() if value is not None}
-    if attack:
-        changes["evaluation.attacks"] = [parse_attack(text) for text in attack]
-    compressor = _reopen(run, changes, allow_import=allow_import, eps=eps, norm=norm)
+    compressor = _reopen(run, changes, allow_import=allow_import, eps=asked.eps, norm=asked.norm)
     found = compressor.evaluate()
     if as_json:
         typer.echo(found.model_dump_json())
     else:
         robustcompress.print_report(found)
         typer.echo(f"report    {run / 'report' / 'report.html'}")
+
+
+def _evaluate_file(
+    target: Path, asked: _Asked, of_file: _OfFile, *, as_json: bool, allow_import: bool
+) -> None:
+    if of_file.data is None:
+        raise ConfigError(
+            f"--data is needed: on which images is {target} to be judged? fashion-mnist-mini, fashion-mnist, "
+            "cifar10 or image-folder, with --data-dir for their folder."
+        )
+    if asked.eps is None:
+        raise ConfigError("--eps is needed: how far may pixels be moved? On the scale 0 to 1: 8/255.")
+    import robustcompress
+    from robustcompress.sinks.console import ConsoleSink
+
+    images: dict[str, object] = {"kind": of_file.data}
+    if of_file.data_dir is not None:
+        images["dir"] = of_file.data_dir
+
+    def network(folder: Path) -> "nn.Module":
+        return robustcompress.load(folder, allow_import=allow_import)
+
+    with ConsoleSink() as console:
+        found = robustcompress.evaluate_data_set(
+            network(target) if target.is_dir() else target,
+            images,
+            threat={"eps": asked.eps, "norm": asked.norm or "linf"},
+            attacks=asked.attacks or [parse_attack(text) for text in _USUAL_ATTACKS],
+            subject=target.name,
+            limit=asked.limit,
+            seed=of_file.seed or 0,
+            device=asked.device or "auto",
+            transfer_from=None if of_file.transfer_from is None else network(of_file.transfer_from),
+            alarms=asked.alarms is not False,
+            keep=of_file.keep,
+            sinks=[console],
+        )
+    if as_json:
+        typer.echo(found.model_dump_json())
+    else:
+        robustcompress.print_judgement(found)
 
 
 def report(run: RunArgument, as_json: JsonOption = False) -> None:

@@ -1,10 +1,11 @@
 """What rounding operators of ONNX are in PyTorch: they round as files do; gradients go straight through."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from torch import Tensor, fx
 
 from robustcompress.export.operators import Array, Call, Rule, Target, UnsupportedError
@@ -41,12 +42,24 @@ def as_half(values: Tensor) -> Tensor:
     return values + (values.half().to(values.dtype) - values).detach()
 
 
-def _scale_and_zero(call: Call) -> tuple[Array, Array, np.dtype]:
-    """Return scale and zero point as float32, shaped to broadcast, and the type of the whole numbers."""
+def _call(target: Target, function: Callable[..., Tensor], *args: Any) -> fx.Node:
+    """Add a call that whoever traces the network again meets whole, under its own name."""
+    node = target.call(function, *args)
+    node.meta["is_wrapped"] = True
+    return node
+
+
+def _scale_and_zero(call: Call, stored: int = TensorProto.UNDEFINED) -> tuple[Array, Array, np.dtype]:
+    """Return scale and zero point as float32, shaped to broadcast, and the type of the whole numbers.
+
+    That is the zero point's; without one ``stored``, uint8 if undefined.
+    """
     scale, zero_point = call.needed(1), call.fixed(2)
     if call.attributes.get("block_size", 0):
         raise UnsupportedError("it quantises block by block")
-    dtype = np.dtype(np.uint8) if zero_point is None else zero_point.dtype
+    dtype = helper.tensor_dtype_to_np_dtype(stored or TensorProto.UINT8)
+    if zero_point is not None:
+        dtype = zero_point.dtype
     if dtype.type not in _STORED:
         raise UnsupportedError(f"its whole numbers are of type {dtype}")
     zeros = np.zeros(scale.shape) if zero_point is None else zero_point
@@ -59,20 +72,20 @@ def _scale_and_zero(call: Call) -> tuple[Array, Array, np.dtype]:
 
 
 def _quantize_linear(target: Target, call: Call) -> fx.Node:
-    scale, zero_point, dtype = _scale_and_zero(call)
+    scale, zero_point, dtype = _scale_and_zero(call, int(call.attributes.get("output_dtype", 0)))
     ends = np.iinfo(dtype)
-    return target.call(quantize, call.moving(), scale, zero_point, float(ends.min), float(ends.max))
+    return _call(target, quantize, call.moving(), scale, zero_point, float(ends.min), float(ends.max))
 
 
 def _dequantize_linear(target: Target, call: Call) -> fx.Node:
     scale, zero_point, _ = _scale_and_zero(call)
-    return target.call(dequantize, call.moving(), scale, zero_point)
+    return _call(target, dequantize, call.moving(), scale, zero_point)
 
 
 def _cast(target: Target, call: Call) -> fx.Node:
     kind = call.attributes.get("to")
     if kind == TensorProto.FLOAT16:
-        return target.call(as_half, call.moving())
+        return _call(target, as_half, call.moving())
     if kind != TensorProto.FLOAT:
         raise UnsupportedError("it makes another type than float32 or float16 of the images")
     return call.moving()

@@ -15,6 +15,8 @@ from robustcompress.export.session import OnnxSession
 _STEP = 0.01
 """A step of an 8-bit output, in units of the largest logit."""
 _SAME_CLASS = 0.99
+_HALF = 5e-3
+"""Largest difference of a logit, over the largest logit, of a file in float16: ten roundings' worth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +41,13 @@ class Twin:
 def read_twin(source: str | os.PathLike[str] | bytes, session: OnnxSession, images: Tensor) -> Twin:
     """Return the twin of an ONNX file, once it is proven to give the session's logits.
 
-    Logits of a file that does not round may differ by 1e-4 of the largest one. A file that rounds to 8 bits
-    is computed by a runtime in whole numbers, and a sum that lies on a rounding border may fall on either
-    side: one step of the output is about a hundredth of the largest logit. There half of the images must
-    agree within that, and 99% in their class. Measured on int8 files of small_cnn and a ResNet-18: 90 to 100%
-    of images agree exactly, the others by a step or two; with ONNX Runtime's optimisations off, small_cnn
-    agrees bit for bit.
+    Logits of a file that does not round may differ by 1e-4 of the largest one, those of a file in float16 by
+    5e-3 (3e-4 was seen on a ResNet-18). A file of whole numbers is computed in whole numbers by the runtime,
+    and a sum that lies on a rounding border may fall on either side: one step of an 8-bit output is about a
+    hundredth of the largest logit. There half of the images must agree within that, and 99% get the same
+    class, those aside whose class the session itself gives by a lead of at most two steps. Measured on int8
+    files of small_cnn and a narrow ResNet-18 (400 images, weights of 7 bits or unsigned ones): 92 to 100% of
+    the images agree exactly, the others within two steps, all in their class.
 
     Processors without VNNI instructions are an exception: their kernels for unsigned activations with signed
     weights saturate, so that the runtime computes something else than the file says (2 to 20% of the largest
@@ -76,17 +79,26 @@ def read_twin(source: str | os.PathLike[str] | bytes, session: OnnxSession, imag
     differences = (found - expected).abs().amax(1) / scale
     largest, median = float(differences.max()), float(differences.median())
     agreeing = float((found.argmax(1) == expected.argmax(1)).float().mean())
-    rounded = any(node.target in (quantize, as_half) for node in network.graph.nodes)
-    if rounded and not (median <= _STEP and agreeing >= _SAME_CLASS):
+    rounding = {node.target for node in network.graph.nodes} & {quantize, as_half}
+    kept = float((~_changed(expected, found, 2 * _STEP * scale)).float().mean())
+    if quantize in rounding and not (median <= _STEP and kept >= _SAME_CLASS):
         raise ExportError(
             f"{session.name}: read as a network it differs from ONNX Runtime by {median:.2g} of the largest "
-            f"logit on half of {len(images)} images, and {agreeing:.1%} get the same class: the runtime does "
+            f"logit on half of {len(images)} images, and {kept:.1%} keep their class: the runtime does "
             "not compute what the file says. Without VNNI instructions signed 8-bit weights saturate: "
             "quantise with reduce_range=True or unsigned weights."
         )
-    if not rounded and not largest <= TOLERANCE:
+    allowed = _HALF if rounding else TOLERANCE
+    if quantize not in rounding and not largest <= allowed:
         raise ExportError(
             f"{session.name}: read as a network it differs from ONNX Runtime by {largest:.3g} of the largest "
-            f"logit; at most {TOLERANCE:g} is rounding. Attacks on it say nothing about the file."
+            f"logit; at most {allowed:g} is rounding. Attacks on it say nothing about the file."
         )
-    return Twin(network, largest, agreeing, len(images), rounded)
+    return Twin(network, largest, agreeing, len(images), bool(rounding))
+
+
+def _changed(expected: Tensor, found: Tensor, tie: float) -> Tensor:
+    """Return which images get another class than ``expected`` gives by a lead of more than ``tie``."""
+    other = expected.argmax(1) != found.argmax(1)
+    lead = expected.amax(1) - expected.gather(1, found.argmax(1, keepdim=True)).squeeze(1)
+    return other & (lead > tie)

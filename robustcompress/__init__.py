@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from robustcompress.pipeline.certifying import Certification as Certification
     from robustcompress.pipeline.certifying import certify_data_set as certify_data_set
     from robustcompress.pipeline.comparing import compare as compare
+    from robustcompress.pipeline.judging import evaluate_data_set as evaluate_data_set
     from robustcompress.pipeline.verifying import Verification as Verification
     from robustcompress.pipeline.verifying import verify as verify
     from robustcompress.pruning import budgets as budgets
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from robustcompress.recipe import Recipe as Recipe
     from robustcompress.report.comparison import Comparison as Comparison
     from robustcompress.report.comparison import print_comparison as print_comparison
+    from robustcompress.report.judgement import Judgement as Judgement
+    from robustcompress.report.judgement import print_judgement as print_judgement
     from robustcompress.report.model import Report as Report
     from robustcompress.report.table import print_report as print_report
     from robustcompress.robustness import attacks as attacks
@@ -57,6 +60,7 @@ _PUBLIC = {
     "Compressor": "robustcompress.compressor:Compressor",
     "ImageSet": "robustcompress.data:ImageSet",
     "JsonlSink": "robustcompress.sinks.jsonl:JsonlSink",
+    "Judgement": "robustcompress.report.judgement:Judgement",
     "Normalized": "robustcompress.zoo.normalized:Normalized",
     "OnnxSession": "robustcompress.export.session:OnnxSession",
     "Recipe": "robustcompress.recipe:Recipe",
@@ -79,6 +83,7 @@ _PUBLIC = {
     "datasets": "robustcompress.zoo.datasets:",
     "errors": "robustcompress.errors:",
     "evaluate": "robustcompress.robustness.evaluation:evaluate",
+    "evaluate_data_set": "robustcompress.pipeline.judging:evaluate_data_set",
     "events": "robustcompress.events:",
     "formats": "robustcompress.export.formats:",
     "load": "robustcompress.compressor:load",
@@ -86,6 +91,7 @@ _PUBLIC = {
     "objectives": "robustcompress.training.objectives:",
     "patterns": "robustcompress.pruning.patterns:",
     "print_comparison": "robustcompress.report.comparison:print_comparison",
+    "print_judgement": "robustcompress.report.judgement:print_judgement",
     "print_report": "robustcompress.report.table:print_report",
     "read_network": "robustcompress.export.network:read_network",
     "read_twin": "robustcompress.export.twin:read_twin",
@@ -99,6 +105,7 @@ __all__ = [
     "Compressor",
     "ImageSet",
     "JsonlSink",
+    "Judgement",
     "Normalized",
     "OnnxSession",
     "Recipe",
@@ -122,6 +129,7 @@ __all__ = [
     "datasets",
     "errors",
     "evaluate",
+    "evaluate_data_set",
     "events",
     "formats",
     "load",
@@ -129,6 +137,7 @@ __all__ = [
     "objectives",
     "patterns",
     "print_comparison",
+    "print_judgement",
     "print_report",
     "read_network",
     "read_twin",

@@ -15,6 +15,7 @@ from robustcompress.pipeline.claims import record_claims
 from robustcompress.pipeline.context import Context, versions
 from robustcompress.pipeline.file_targets import file_targets, with_quick
 from robustcompress.pipeline.interrupts import check_stop
+from robustcompress.report.judgement import class_rows
 from robustcompress.report.model import (
     Agreement,
     ClassInfo,
@@ -173,17 +174,7 @@ def _reliability(
 
 def _classes(context: Context, found: Evaluation) -> Iterator[ClassInfo]:
     names = context.classes or tuple(str(label) for label in range(int(found.labels.max()) + 1))
-    for subject, outcomes in found.outcomes.items():
-        clean, standing = dict(outcomes)["clean"], found.standing(subject)
-        for label, name in enumerate(names):
-            own = found.labels == label
-            yield ClassInfo(
-                subject=subject,
-                label=name,
-                count=int(own.sum()),
-                clean=int((clean & own).sum()),
-                standing=int((standing & own).sum()),
-            )
+    return class_rows(found, names)
 
 
 def _agreement(context: Context, network: nn.Module, stages: Mapping[str, Artifact]) -> Agreement | None:

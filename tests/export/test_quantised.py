@@ -64,7 +64,7 @@ def float_network() -> tuple[nn.Module, Tensor, Tensor]:
     return network.eval().requires_grad_(False), images, labels
 
 
-def _quantised(network: nn.Module, images: Tensor, folder: Path, **settings: Any) -> Path:
+def quantised_file(network: nn.Module, images: Tensor, folder: Path, **settings: Any) -> Path:
     """Quantise as ONNX Runtime does; weights of 7 bits, which no processor's kernels saturate on."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
@@ -98,7 +98,7 @@ def test_a_quantised_files_twin_gives_the_sessions_logits(
     per_channel: bool, float_network: tuple[nn.Module, Tensor, Tensor], tmp_path: Path
 ) -> None:
     network, images, _ = float_network
-    path = _quantised(network, images, tmp_path, per_channel=per_channel)
+    path = quantised_file(network, images, tmp_path, per_channel=per_channel)
     twin = read_twin(path, OnnxSession(path), images)
     assert twin.rounded
     assert twin.agreeing >= 0.99
@@ -118,7 +118,7 @@ def test_attacks_on_the_twin_find_more_than_images_made_on_the_float_network(
     float_network: tuple[nn.Module, Tensor, Tensor], tmp_path: Path
 ) -> None:
     network, images, labels = float_network
-    path = _quantised(network, images, tmp_path)
+    path = quantised_file(network, images, tmp_path)
     session = OnnxSession(path)
     twin = read_twin(path, session, images)
     found = evaluate(
@@ -139,9 +139,22 @@ def test_bounds_refuse_a_network_that_rounds_by_name(
     float_network: tuple[nn.Module, Tensor, Tensor], tmp_path: Path
 ) -> None:
     network, images, _ = float_network
-    rounding = read_network(_quantised(network, images, tmp_path))
-    with pytest.raises(ModelError, match="'maximum'"):
+    rounding = read_network(quantised_file(network, images, tmp_path))
+    with pytest.raises(ModelError, match="cannot pass operation 'quantize'"):
         propagate(trace_network(rounding), {}, images[:2], images[:2])
+
+
+def test_a_whole_number_type_may_be_named_instead_of_given_by_a_zero_point() -> None:
+    data = _model(
+        helper.make_node("QuantizeLinear", ["x", "s"], ["q"], output_dtype=TensorProto.INT8),
+        helper.make_node("DequantizeLinear", ["q", "s"], ["d"]),
+        helper.make_node("MatMul", ["d", "w"], ["y"]),
+        opset=21,
+        w=WEIGHT,
+        s=np.array(0.1, dtype=np.float32),
+    )
+    images = torch.linspace(-20, 20, 80).reshape(20, 4)  # uint8 would make all below zero alike
+    torch.testing.assert_close(read_network(data)(images), OnnxSession(data)(images), atol=1e-4, rtol=1e-5)
 
 
 @given(
@@ -178,7 +191,7 @@ def test_half_precision_rounds_and_lets_gradients_pass() -> None:
     assert torch.autograd.grad(rounded.sum(), values)[0].tolist() == [1, 1, 1]
 
 
-def _model(*nodes: onnx.NodeProto, **constants: Array) -> bytes:
+def _model(*nodes: onnx.NodeProto, opset: int = 17, **constants: Array) -> bytes:
     graph = helper.make_graph(
         list(nodes),
         "g",
@@ -186,7 +199,7 @@ def _model(*nodes: onnx.NodeProto, **constants: Array) -> bytes:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     return bytes(model.SerializeToString())
 
 
@@ -220,6 +233,21 @@ def test_a_file_in_half_precision_has_a_twin() -> None:
         ),
         (
             [
+                helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+                helper.make_node(
+                    "QLinearMatMul", ["q", "s", "z", "v", "s", "z", "s", "z"], ["p"], name="integers"
+                ),
+                helper.make_node("DequantizeLinear", ["p", "s", "z"], ["y"]),
+            ],
+            {
+                "v": np.ones((4, 3), dtype=np.int8),
+                "s": np.array(0.1, dtype=np.float32),
+                "z": np.array(0, dtype=np.int8),
+            },
+            r"'integers' \(QLinearMatMul\): this operator is not understood",
+        ),
+        (
+            [
                 helper.make_node("Cast", ["x"], ["d"], name="whole", to=TensorProto.DOUBLE),
                 helper.make_node("Cast", ["d"], ["f"], to=TensorProto.FLOAT),
                 helper.make_node("MatMul", ["f", "w"], ["y"]),
@@ -242,7 +270,7 @@ def test_what_is_not_understood_is_named(
     nodes: list[onnx.NodeProto], constants: dict[str, Array], message: str
 ) -> None:
     with pytest.raises(ExportError, match=message):
-        read_network(_model(*nodes, **constants))
+        read_network(_model(*nodes, opset=17, **constants))
 
 
 def test_blockwise_quantisation_is_refused() -> None:
@@ -261,7 +289,7 @@ def test_a_runtime_that_computes_something_else_has_no_twin(
     float_network: tuple[nn.Module, Tensor, Tensor], tmp_path: Path
 ) -> None:
     network, images, _ = float_network
-    path = _quantised(network, images, tmp_path)
+    path = quantised_file(network, images, tmp_path)
     session = OnnxSession(path)
 
     class Saturating(OnnxSession):
