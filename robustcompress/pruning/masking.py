@@ -13,24 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from robustcompress.errors import ConfigError
-from robustcompress.pruning.budgets import Budget
+from robustcompress.pruning.budgets import Budget, Rates
 from robustcompress.pruning.patterns import Site
 from robustcompress.pruning.scores import Score
-from robustcompress.pruning.selection import keep_largest
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Mask in the forward pass, ``|score|`` in the backward pass: dL/ds = dL/dmask * sign(s)."""
+    """Mask in the forward pass, ``|score|`` in the backward pass: dL/ds = dL/dmask * sign(s).
+
+    A kept fraction that learns gets what all gates of its site get: dL/dfraction = sum of dL/dmask.
+    """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, mask: Tensor) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, mask: Tensor, fraction: Tensor | None) -> Tensor:
         ctx.save_for_backward(scores)
         return mask.to(scores.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         (scores,) = ctx.saved_tensors
-        return gradients[0] * scores.sign(), None
+        of_scores = gradients[0] * scores.sign() if ctx.needs_input_grad[0] else None
+        of_fraction = gradients[0].sum() if ctx.needs_input_grad[2] else None
+        return of_scores, None, of_fraction
 
 
 class Masking(nn.Module):
@@ -42,6 +46,7 @@ class Masking(nn.Module):
         budget: Spreads ``sparsity`` over the sites.
         sparsity: Fraction of units to remove, 0 <= sparsity < 1.
         parameters: The network's parameters by name.
+        initial: First scores, one tensor a site, in place of those that ``score`` makes of magnitudes.
 
     Raises:
         ConfigError: If ``sparsity`` is outside [0, 1).
@@ -55,19 +60,22 @@ class Masking(nn.Module):
         budget: Budget,
         sparsity: float,
         parameters: Mapping[str, Tensor],
+        initial: Sequence[Tensor] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= sparsity < 1 or math.isnan(sparsity):
             raise ConfigError(f"sparsity must be in [0, 1); got {sparsity}. 0.9 removes 90%.")
         self.sites = tuple(sites)
         self.learns = score.learns
-        initial = [score.initial(site.saliency(parameters), site.fan_in) for site in self.sites]
+        if initial is None:
+            initial = [score.initial(site.saliency(parameters), site.fan_in) for site in self.sites]
         # Contiguous whatever the weight's memory format: scores and masks are then one plain array each.
         self.scores = nn.ParameterList(
             nn.Parameter(scores.reshape(site.shape).contiguous(), requires_grad=score.learns)
             for site, scores in zip(self.sites, initial, strict=True)
         )
-        self.removed = budget.removed(self.sites, list(self.scores), sparsity)
+        self.removed = budget.counts(self.sites, list(self.scores), sparsity)
+        self.rates = budget.rates(self.sites, list(self.scores), sparsity)
         self._masks: list[Tensor] = []
         self.refresh()
 
@@ -79,19 +87,22 @@ class Masking(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """Recompute the masks from the scores; done once after each step that changed them."""
+        if self.rates is not None:
+            self.removed = self.rates.counts(self.sites)
         self._masks = [
-            keep_largest(scores, removed) for scores, removed in zip(self.scores, self.removed, strict=True)
+            site.select(scores, removed)
+            for site, scores, removed in zip(self.sites, self.scores, self.removed, strict=True)
         ]
 
     def freeze(self) -> None:
-        """Fix the masks: scores no longer learn."""
+        """Fix the masks: neither scores nor rates learn any more."""
         self.learns = False
-        for scores in self.scores:
-            scores.requires_grad_(False)
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
 
     def learnable(self) -> Iterator[nn.Parameter]:
-        """Yield the scores that the optimizer should train."""
-        return (scores for scores in self.scores if scores.requires_grad)
+        """Yield the scores, and the rates of a budget that learns, that the optimizer should train."""
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
     def tensors(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the effective value of every parameter that a mask touches, by name.
@@ -99,23 +110,35 @@ class Masking(nn.Module):
         Gradients flow to the parameters that require them and, straight through the mask, to the scores.
         """
         effective = {name: parameters[name] for site in self.sites for name in site.parameters}
-        for site, scores, mask in zip(self.sites, self.scores, self._masks, strict=True):
+        fractions: Sequence[Tensor | None] = [None] * len(self.sites)
+        if self.rates is not None:
+            fractions = self.rates.fractions().unbind()
+        for site, scores, mask, fraction in zip(self.sites, self.scores, self._masks, fractions, strict=True):
             gate: Tensor
-            if scores.requires_grad and torch.is_grad_enabled():
-                gate = _StraightThrough.apply(scores, mask)  # type: ignore[no-untyped-call]  # torch's own
+            learns = scores.requires_grad or (fraction is not None and fraction.requires_grad)
+            if learns and torch.is_grad_enabled():
+                gate = _StraightThrough.apply(scores, mask, fraction)  # type: ignore[no-untyped-call]  # torch's own
             else:
                 gate = mask.to(scores.dtype)
             site.apply(effective, gate)
         return effective
+
+    def before_step(self) -> None:
+        """Do nothing: masks that move look at the gradients here."""
 
     def after_step(self) -> None:
         """Bring the masks up to date with scores that learn."""
         if self.learns:
             self.refresh()
 
+    def after_epoch(self, validation_robust: float | None) -> None:
+        """Let a budget that learns know that an epoch is over."""
+        if self.rates is not None and self.learns:
+            self.rates.after_epoch()
+
     def penalty(self) -> Tensor | None:
-        """Return what to add to the loss; fixed budgets add nothing."""
-        return None
+        """Return what to add to the loss: what a budget that learns asks for."""
+        return self.rates.penalty() if self.rates is not None and self.learns else None
 
     def bake(self, model: nn.Module) -> None:
         """Set everything that is masked to +0.0 in ``model`` itself."""
@@ -124,11 +147,13 @@ class Masking(nn.Module):
             site.bake(parameters, mask)
 
     def state(self) -> dict[str, Tensor]:
-        """Return scores and masks by site name: ``scores.NAME`` and ``mask.NAME``."""
+        """Return scores and masks by site name, ``scores.NAME`` and ``mask.NAME``; rates as ``rates.*``."""
         found: dict[str, Tensor] = {}
         for site, scores, mask in zip(self.sites, self.scores, self._masks, strict=True):
             found[f"scores.{site.name}"] = scores.detach()
             found[f"mask.{site.name}"] = mask
+        if self.rates is not None:
+            found |= {f"rates.{name}": tensor.detach() for name, tensor in self.rates.state_dict().items()}
         return found
 
     @torch.no_grad()
@@ -151,3 +176,18 @@ class Masking(nn.Module):
             scores.copy_(state[f"scores.{site.name}"])
             masks.append(state[f"mask.{site.name}"].to(device=scores.device, dtype=torch.bool))
         self._masks = masks
+        self.removed = [site.units - int(mask.sum()) for site, mask in zip(self.sites, masks, strict=True)]
+        if self.rates is not None:
+            self._restore_rates(self.rates, state)
+
+    @staticmethod
+    def _restore_rates(rates: Rates, state: Mapping[str, Tensor]) -> None:
+        for name, tensor in rates.state_dict().items():
+            got = state.get(f"rates.{name}")
+            if got is None or got.shape != tensor.shape:
+                found = "none" if got is None else str(list(got.shape))
+                raise ConfigError(
+                    f"rates.{name} must be {list(tensor.shape)}; the saved state has {found}. "
+                    "Was it made with another budget?"
+                )
+            tensor.copy_(got)

@@ -227,6 +227,8 @@ class _Loop:
             self._epoch(epoch)
             t.workers.check_same(self._tensors().values(), "weights, scores and masks")
             record = self._judge(epoch)
+            if t.overrides:
+                t.overrides.after_epoch(record.validation_robust)
             self.position.history.append(record)
             self.position.losses = []
             self.position.seconds = earlier + time.monotonic() - started

@@ -37,8 +37,16 @@ class Overrides(Protocol):
         """Return a term to add to the loss, if any."""
         ...
 
+    def before_step(self) -> None:
+        """Run before each optimizer step, when gradients are complete."""
+        ...
+
     def after_step(self) -> None:
         """Run after each optimizer step."""
+        ...
+
+    def after_epoch(self, validation_robust: float | None) -> None:
+        """Run at the end of each epoch, with its accuracy on validation images if that was judged."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -159,6 +167,8 @@ class Stepper:
                 f"the loss is {loss} at step {moment.step + 1} (epoch {moment.epoch + 1}). Lower the "
                 "learning rate, set clip_gradient, or use precision fp32."
             )
+        if self._overrides:
+            self._overrides.before_step()
         if self._clip is not None:
             torch.nn.utils.clip_grad_norm_(self._learnt(), self._clip)
         self._optimizer.step()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robustcompress.errors import ConfigError
 from robustcompress.families import suggestion
 from robustcompress.member import Member, class_attribute
+from robustcompress.pruning.selection import keep_largest
 
 if TYPE_CHECKING:
     from robustcompress.pruning.patterns.channel import Channel as Channel
@@ -37,6 +38,8 @@ class Site(ABC):
         fan_in: Inputs that one output of the layer sums over; scales the initial scores.
         parameters: Names of the model's parameters that the mask touches.
         minimum_kept: Units that must stay whatever the budget says.
+        granularity: Kept counts are multiples of it, wherever a budget may choose them.
+        fixed_removed: How many units go where the pattern itself says it; budgets are not asked then.
     """
 
     name: str
@@ -44,6 +47,8 @@ class Site(ABC):
     fan_in: int
     parameters: tuple[str, ...]
     minimum_kept: int = 1
+    granularity: int = 1
+    fixed_removed: int | None = None
 
     @property
     def units(self) -> int:
@@ -57,6 +62,10 @@ class Site(ABC):
     def layers(self) -> tuple[str, ...]:
         """Names of the layers whose outputs or weights are removed here."""
         return (self.name,)
+
+    def select(self, scores: Tensor, removed: int) -> Tensor:
+        """Return the mask (bool, shaped ``shape``, True where kept) that drops ``removed`` units."""
+        return keep_largest(scores, removed)
 
     @abstractmethod
     def saliency(self, parameters: Mapping[str, Tensor]) -> Tensor:
@@ -93,6 +102,11 @@ class Pattern(Member, ABC):
     family: ClassVar[str] = "robustcompress.pruning.patterns"
     removes_structure: ClassVar[bool] = False
     """Whether what is masked can be physically removed, so that layers become smaller."""
+
+    @property
+    def fixed_sparsity(self) -> float | None:
+        """The sparsity that the pattern itself says, if it does."""
+        return None
 
     @abstractmethod
     def plan(self, model: nn.Module, example_inputs: Tensor, ignore: Sequence[str]) -> Plan:
