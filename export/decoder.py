@@ -6,18 +6,20 @@ dense file. Sums and scatters run in float32, which is what other runtimes fold 
 2**24: longer arrays are decoded in pieces. Values are only ever copied, so they come out bit for bit.
 """
 
+from typing import Any, TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
 from robustcompress.export import rice
 from robustcompress.export.graph_writer import GraphWriter
-from robustcompress.export.zeros import is_nonzero
+from robustcompress.export.values import BITS, ValueType, is_kept
 
 EXACT = 1 << 24
 """Up to here float32 counts without a gap."""
 
-Floats = npt.NDArray[np.float32]
+Codes: TypeAlias = npt.NDArray[Any]
 
 
 class Decoder:
@@ -29,21 +31,49 @@ class Decoder:
         self._longest = longest
         self._bits_of_bytes = ""
 
-    def flat(self, values: Floats) -> str:
-        """Return the name of a float32 value ``[size]`` that will hold ``values`` (1-D; +0.0 for -0.0)."""
-        starts = range(0, len(values), self._longest)
-        pieces = [self._piece(values[start : start + self._longest]) for start in starts]
+    def flat(self, codes: Codes, kind: ValueType = "float32") -> str:
+        """Return the name of a float32 value ``[size]`` that will hold ``codes`` (+0.0 for -0.0).
+
+        Args:
+            codes: 1-D, as :class:`~robustcompress.export.values.Coded` stores them; float32 for float32.
+            kind: How they are stored in the file.
+        """
+        starts = range(0, len(codes), self._longest)
+        pieces = [self._piece(codes[start : start + self._longest], kind) for start in starts]
         return pieces[0] if len(pieces) == 1 else self._writer.node("Concat", *pieces, axis=0)
 
-    def _piece(self, values: Floats) -> str:
+    def dense(self, codes: Codes, kind: ValueType) -> str:
+        """Return the name of a float32 value that will hold all of ``codes``, of any shape."""
         write = self._writer
-        kept = is_nonzero(values)
+        if kind not in BITS or BITS[kind] == 8:
+            return self._numbers(codes, kind)
+        longer = self._numbers(codes.reshape(-1), kind)
+        ends = (write.constant(np.array([end], dtype=np.int64)) for end in (0, codes.size))
+        shape = write.constant(np.array(codes.shape, dtype=np.int64))
+        return write.node("Reshape", write.node("Slice", longer, *ends), shape)
+
+    def _numbers(self, codes: Codes, kind: ValueType) -> str:
+        """Return float32 numbers, with a few more at the end where bits of 1-D codes are packed."""
+        write = self._writer
+        if kind == "float32":
+            return write.constant(codes)
+        if kind not in BITS or BITS[kind] == 8:
+            return write.node("Cast", write.constant(codes), to=TensorProto.FLOAT)
+        bits = BITS[kind]
+        planes = [np.packbits((codes >> shift) & 1) for shift in range(bits - 1, -1, -1)]
+        powers = 2.0 ** np.arange(bits - 1, -1, -1)
+        powers[0] = -powers[0]  # two's complement
+        return self._spelled(np.stack(planes), powers.astype(np.float32))
+
+    def _piece(self, values: Codes, kind: ValueType) -> str:
+        write = self._writer
+        kept = is_kept(values)
         positions = np.flatnonzero(kept)
         if len(positions) == 0:
             return self._zeros(len(values))
         code = rice.encode(positions)
         # Row 0 is what a zero of the unary stream stands for: the weight 0.
-        table = write.constant(np.concatenate([np.zeros(1, dtype=np.float32), values[positions]]))
+        table = self._numbers(np.concatenate([np.zeros(1, dtype=values.dtype), values[positions]]), kind)
         mask = np.packbits(kept)
         if mask.nbytes <= code.size_bytes:
             return write.node("Gather", table, self._ranks(mask, len(values)))
@@ -70,10 +100,12 @@ class Decoder:
 
     def _low_bits(self, planes: rice.Packed) -> str:
         """Return float32: the number that each column of bit planes spells."""
+        return self._spelled(planes, (2.0 ** np.arange(len(planes) - 1, -1, -1)).astype(np.float32))
+
+    def _spelled(self, planes: rice.Packed, powers: npt.NDArray[np.float32]) -> str:
+        """Return float32: the sum of each column of bit planes, each plane worth its power."""
         write = self._writer
-        count = len(planes)
-        powers = write.constant((2.0 ** np.arange(count - 1, -1, -1)).astype(np.float32))
-        return write.node("MatMul", powers, self._unpacked(planes))
+        return write.node("MatMul", write.constant(powers), self._unpacked(planes))
 
     def _running_sum(self, source: str) -> str:
         axis = self._writer.constant(np.array(0, dtype=np.int32))

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from robustcompress.export.compact import Group, compact
+from robustcompress.export.compact import Group, compact, matching
 from robustcompress.export.decoder import EXACT
 from robustcompress.export.densify import dense_model
+from robustcompress.export.values import BITS, Coded, ValueType, code, value_bytes
 
 Weights: TypeAlias = dict[str, npt.NDArray[np.float32]]
 GROUPS: tuple[Group, ...] = ("layer", "net")
@@ -155,6 +156,83 @@ def test_the_runtime_folds_every_decoder_into_a_dense_constant(group: Group, tmp
     folded = {tensor.name: numpy_helper.to_array(tensor) for tensor in optimized.graph.initializer}
     by_content = {bits(array) for array in folded.values()}
     assert by_content >= {bits(array) for array in weights.values()}
+
+
+KINDS: tuple[ValueType, ...] = ("float16", "int8", "int6", "int4")
+
+
+@given(
+    shapes=st.lists(st.lists(st.integers(1, 13), min_size=1, max_size=4).map(tuple), min_size=1, max_size=4),
+    densities=st.lists(st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]), min_size=4, max_size=4),
+    kinds=st.lists(st.sampled_from((*KINDS, "float32")), min_size=4, max_size=4),
+    group=st.sampled_from(GROUPS),
+    longest=st.sampled_from([50, EXACT]),
+    seed=st.integers(0, 10_000),
+)
+@settings(max_examples=40, deadline=None)
+def test_values_in_fewer_bits_come_back_as_numpy_computes_them(
+    shapes: list[tuple[int, ...]],
+    densities: list[float],
+    kinds: list[ValueType],
+    group: Group,
+    longest: int,
+    seed: int,
+) -> None:
+    random = np.random.default_rng(seed)
+    weights: Weights = {}
+    coded: dict[str, Coded] = {}
+    for place, (shape, density, kind) in enumerate(zip(shapes, densities, kinds, strict=False)):
+        name = f"layer.{place}.weight"
+        weights[name] = (random.standard_normal(shape) * (random.random(shape) < density)).astype(np.float32)
+        if kind != "float32":
+            coded[name] = code(weights[name], kind)
+            weights[name] = coded[name].values
+    model = model_of(weights)
+    assert matching(model, coded) == coded
+    packed = compact(model, group=group, coded=coded, longest=longest)
+    onnx.checker.check_model(packed, full_check=True)
+    assert_same(run(packed), weights)
+    assert_same(run(packed, optimize=False), weights)
+    assert_same({t.name: numpy_helper.to_array(t) for t in dense_model(packed).graph.initializer}, weights)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("density", [0.02, 1.0])
+def test_values_in_fewer_bits_take_the_bytes_they_should_and_are_folded(
+    kind: ValueType, density: float, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    array = (random.standard_normal((200, 500)) * (random.random((200, 500)) < density)).astype(np.float32)
+    coded = code(array, kind)
+    model = model_of({"weight": coded.values})
+    packed = compact(model, group="net", coded={"weight": coded})
+    positions = compact(model, group="net").ByteSize() - 4 * np.count_nonzero(coded.codes)
+    expected = value_bytes(coded) + positions
+    if density == 1:
+        expected = array.size * BITS.get(kind, 16) // 8 + 2 * len(array)
+    assert packed.ByteSize() == pytest.approx(expected, abs=1300)
+    run(packed, save=tmp_path / "optimized.onnx")
+    optimized = onnx.load(tmp_path / "optimized.onnx")
+    assert not {node.op_type for node in optimized.graph.node} & (DECODERS | {"Mul", "Slice"})
+
+
+def test_bits_that_give_back_something_else_are_not_used() -> None:
+    array = code(np.ones((3, 4), dtype=np.float32), "int8").values
+    model = model_of({"same": array, "other": 3 * array})
+    coded = {"same": code(array, "int8"), "other": code(2 * array, "int8")}
+    assert matching(model, coded) == {"same": coded["same"]}
+
+
+def test_bits_are_found_under_another_name_and_transposed() -> None:
+    random = np.random.default_rng(0)
+    coded = code(random.standard_normal((30, 50)).astype(np.float32), "int8")
+    weights = {"renamed": coded.values, "turned": np.ascontiguousarray(coded.values.T)}
+    model = model_of(weights)
+    found = matching(model, {"weight": coded})
+    assert {name: item.axis for name, item in found.items()} == {"renamed": 0, "turned": 1}
+    packed = compact(model, group="net", coded=found)
+    assert_same(run(packed), weights)
+    assert packed.ByteSize() < 2 * 1500 + 500
 
 
 def test_a_mask_is_smaller_than_rice_for_dense_weights_and_dense_is_smallest_for_full_ones() -> None:

@@ -17,7 +17,11 @@ from robustcompress.export.formats import Exported, Format
 from robustcompress.export.formats import onnx as onnx_format
 from robustcompress.export.formats.onnx import Onnx
 from robustcompress.export.onnx_file import inspect_file, read_model
+from robustcompress.export.rounding import round_values
 from robustcompress.export.session import OnnxSession
+from robustcompress.export.twin import read_twin
+from robustcompress.export.values import ValueType
+from robustcompress.graph.folding import fold_batchnorm
 
 METADATA = {"robustcompress.threat": '{"norm": "linf", "eps": 0.1}', "a": "ä", "z": ""}
 
@@ -352,3 +356,32 @@ def test_settings_out_of_range_are_refused(settings: dict[str, object]) -> None:
 def test_the_format_is_found_by_its_name() -> None:
     assert Format.find("onnx") == Onnx()
     assert Format.find(Onnx(style="dense", opset=20).model_dump()) == Onnx(style="dense", opset=20)
+
+
+@pytest.mark.parametrize("values", ["float16", "int8", "int6", "int4"])
+@pytest.mark.parametrize("make", [Residual, Normalizing])
+def test_a_file_of_fewer_bits_computes_the_network_with_the_weights_that_come_back(
+    make: Callable[[], nn.Module], values: ValueType, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network, images = make().eval(), torch.rand(6, 3, 8, 8)
+    plain = Onnx().write(network, tmp_path / "plain.onnx", images=images, metadata={})
+    written = Onnx(values=values).write(network, tmp_path / "small.onnx", images=images, metadata={})
+    assert written.size_bytes < plain.size_bytes
+    assert written.dense_size_bytes == pytest.approx(plain.dense_size_bytes, abs=60)
+    assert written.details["values"] == values
+    rounded = round_values(fold_batchnorm(network, images).network, values).network
+    session = OnnxSession(written.path)
+    with torch.no_grad():
+        torch.testing.assert_close(session(images), rounded(images), rtol=1e-4, atol=1e-4)
+        moved = float((rounded(images) - network(images)).abs().max() / network(images).abs().max())
+    assert float(written.details["rounding_moved_logits"]) == pytest.approx(moved, rel=0.02)
+    assert 0 < moved < 0.5
+    twin = read_twin(written.path, session, images)
+    assert twin.largest_difference < 1e-5
+
+
+def test_dense_files_store_float32() -> None:
+    with pytest.raises(ValidationError, match="values=int8 need style compact"):
+        Onnx(style="dense", values="int8")
+    assert Format.find({"kind": "onnx", "values": "int4"}) == Onnx(values="int4")
