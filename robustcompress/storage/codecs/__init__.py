@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from robustcompress.storage.codecs.bitmask import Bitmask as Bitmask
     from robustcompress.storage.codecs.dense import Dense as Dense
     from robustcompress.storage.codecs.gaps import Gaps as Gaps
+    from robustcompress.storage.codecs.rice import Rice as Rice
 
 Values: TypeAlias = npt.NDArray[np.generic]
 """A flat array of any dtype."""
