@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from robustcompress.cli import certifying, comparing, inspecting, judging, running, verifying
+from robustcompress.cli import certifying, comparing, converting, inspecting, judging, running, verifying
 from robustcompress.errors import RobustCompressError
 
 EXIT_CODES = """
@@ -30,6 +30,7 @@ app.command("pretrain")(running.pretrain)
 app.command("finetune")(running.finetune)
 app.command("run")(running.run_recipe)
 app.command("export")(judging.export)
+app.command("densify")(converting.densify)
 app.command("evaluate")(judging.evaluate)
 app.command("certify")(certifying.certify)
 app.command("verify")(verifying.verify)

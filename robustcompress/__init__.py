@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from robustcompress.compressor import load as load
     from robustcompress.data import ImageSet as ImageSet
     from robustcompress.export import formats as formats
+    from robustcompress.export.densifying import densify as densify
     from robustcompress.export.network import read_network as read_network
     from robustcompress.export.session import OnnxSession as OnnxSession
     from robustcompress.export.twin import read_twin as read_twin
@@ -81,6 +82,7 @@ _PUBLIC = {
     "check_reliability": "robustcompress.robustness.alarms.reliability:check_reliability",
     "compare": "robustcompress.pipeline.comparing:compare",
     "datasets": "robustcompress.zoo.datasets:",
+    "densify": "robustcompress.export.densifying:densify",
     "errors": "robustcompress.errors:",
     "evaluate": "robustcompress.robustness.evaluation:evaluate",
     "evaluate_data_set": "robustcompress.pipeline.judging:evaluate_data_set",
@@ -127,6 +129,7 @@ __all__ = [
     "check_reliability",
     "compare",
     "datasets",
+    "densify",
     "errors",
     "evaluate",
     "evaluate_data_set",

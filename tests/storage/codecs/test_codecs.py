@@ -148,7 +148,9 @@ def test_the_smallest_codec_is_no_larger_than_any_other(values: Values) -> None:
     assert cost(parts) == min(cost(other.encode(values)) for other in all_codecs())
 
 
-@pytest.mark.parametrize(("kept", "kind"), [(1.0, "dense"), (0.5, "bitmask"), (0.1, "rice"), (0.0002, "gaps")])
+@pytest.mark.parametrize(
+    ("kept", "kind"), [(1.0, "dense"), (0.5, "bitmask"), (0.1, "rice"), (0.0002, "gaps")]
+)
 def test_each_sparsity_gets_the_codec_made_for_it(kept: float, kind: str) -> None:
     random = np.random.default_rng(0)
     values = np.where(random.random(50_000) < kept, random.normal(size=50_000), 0).astype(np.float32)
