@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from robustcompress.errors import InterruptedRunError, TrainingError
+from robustcompress.errors import ConfigError, InterruptedRunError, TrainingError
 from robustcompress.events import EpochDone, Events, StageStarted, StepDone
 from robustcompress.robustness.bounds.counting import certified_counts
 from robustcompress.robustness.evaluation import robust_counts
@@ -20,6 +20,7 @@ from robustcompress.seeding import borrowed_generators, derive_seed, seed_global
 from robustcompress.storage.state import flatten_optimizer, restore_optimizer
 from robustcompress.training.batches import Batch, Source
 from robustcompress.training.checkpoints import Checkpoints
+from robustcompress.training.distillation import Teacher
 from robustcompress.training.distributed import SOLO, Workers
 from robustcompress.training.objectives import Moment, Objective
 from robustcompress.training.prefetch import Prefetch, waiting_advice
@@ -52,6 +53,7 @@ class Trained:
         seconds: All that the stage took, over every process that worked on it.
         input_share: Share of the steps' time that was spent waiting for data, 0 to 1, in this process.
         peak_bytes: Most memory that tensors took on the GPU at once; ``None`` on a CPU.
+        teacher: Hash of the teacher's tensors; empty if nobody taught.
     """
 
     history: tuple[EpochRecord, ...]
@@ -59,6 +61,7 @@ class Trained:
     seconds: float
     input_share: float = 0.0
     peak_bytes: int | None = None
+    teacher: str = ""
 
 
 @dataclass
@@ -106,6 +109,7 @@ class Training:
         checkpoint_seconds: Save at least that often; also at each epoch's end.
         keep_checkpoints: How many states stay in the folder.
         stop: Asked after each step; ``True`` saves the state and ends the run.
+        teacher: Whom the objective learns from, if anybody.
     """
 
     stage: str
@@ -129,6 +133,7 @@ class Training:
     checkpoint_seconds: float = 300.0
     keep_checkpoints: int = 2
     stop: Callable[[], bool] = lambda: False
+    teacher: Teacher | None = None
 
     def run(self) -> Trained:
         """Train, and leave the selected epoch's weights in the model.
@@ -136,6 +141,7 @@ class Training:
         Raises:
             TrainingError: If the loss or the weights are no longer finite; the last checkpoint stays.
             InterruptedRunError: If ``stop`` said so; the state is saved first.
+            ConfigError: If the state to resume from was trained with another teacher.
         """
         with borrowed_generators(), float32_math(self.precision):
             return _Loop(self).run()
@@ -192,6 +198,7 @@ class _Loop:
             settings=training.step,
             workers=training.workers,
             warn=training.events.warning,
+            teacher=training.teacher,
         )
 
     def run(self) -> Trained:
@@ -251,6 +258,7 @@ class _Loop:
             earlier + time.monotonic() - started,
             self.waited / self.stepped if self.stepped else 0.0,
             torch.cuda.max_memory_allocated(t.device) if on_gpu else None,
+            t.teacher.identity if t.teacher else "",
         )
 
     def _epoch(self, epoch: int) -> None:
@@ -370,7 +378,11 @@ class _Loop:
         self.checkpoints.save(
             self.position.step,
             self._tensors() | {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors.items()},
-            {"position": self.position.values(), "optimizer": optimizer_values},
+            {
+                "position": self.position.values(),
+                "optimizer": optimizer_values,
+                "teacher": self.t.teacher.identity if self.t.teacher else "",
+            },
             constant={f"best.{name}": tensor for name, tensor in self.snapshot.items()},
         )
 
@@ -383,6 +395,15 @@ class _Loop:
                     f"rate or set clip_gradient; the last good state is kept in {self.t.checkpoint}."
                 )
 
+    def _check_teacher(self, saved: str) -> None:
+        given = self.t.teacher.identity if self.t.teacher else ""
+        if saved != given:
+            raise ConfigError(
+                f"{self.t.stage} was begun with the teacher {saved[:12] or 'none'}; this one is "
+                f"{given[:12] or 'none'} (hashes of their tensors). Put the first one back, or begin a new "
+                f"run in another folder; the state is in {self.t.checkpoint}."
+            )
+
     def _resume(self) -> int:
         """Take up the saved state, if there is one; return the step that it stands at."""
         state = self.checkpoints.newest(self.t.events.warning) if self.checkpoints else None
@@ -390,6 +411,7 @@ class _Loop:
         if state is None:
             return 0
         tensors, values = state
+        self._check_teacher(str(values.get("teacher", "")))
         tensors = {name: tensor.to(self.t.device) for name, tensor in tensors.items()}
         self._load_tensors({k: v for k, v in tensors.items() if k.startswith(("model.", "overrides."))})
         self.snapshot = _with_prefix(tensors, "best.")

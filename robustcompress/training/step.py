@@ -14,6 +14,7 @@ from robustcompress.errors import TrainingError
 from robustcompress.robustness.threat import Threat
 from robustcompress.seeding import derive_seed, generator_for, seed_globals
 from robustcompress.training.compiling import Compiled
+from robustcompress.training.distillation import Teacher
 from robustcompress.training.distributed import SOLO, Workers
 from robustcompress.training.objectives import Forward, Moment, Objective, StepView
 from robustcompress.training.settings import StepSettings
@@ -37,8 +38,8 @@ class Overrides(Protocol):
         """Return a term to add to the loss, if any."""
         ...
 
-    def before_step(self) -> None:
-        """Run before each optimizer step, when gradients are complete."""
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Run before each step of ``optimizer``, when gradients are complete."""
         ...
 
     def after_step(self) -> None:
@@ -85,6 +86,7 @@ class Stepper:
         settings: How the step is computed.
         workers: The processes that share each batch.
         warn: Called with a sentence where a setting cannot be followed.
+        teacher: Whom the objective learns from, if anybody.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Stepper:
         settings: StepSettings = StepSettings(),  # noqa: B008  # frozen
         workers: Workers = SOLO,
         warn: Callable[[str], None] = warnings.warn,
+        teacher: Teacher | None = None,
     ) -> None:
         self._model = model
         self._overrides = overrides
@@ -118,6 +121,8 @@ class Stepper:
         self._networks = WorkingNetworks(model, self._effective(), settings)
         self._learner: Forward = self._networks.learner
         self._attacked: Forward = self._networks.attacked
+        layout = torch.channels_last if settings.memory_format == "channels_last" else torch.contiguous_format
+        self._teacher = teacher.constant_copy(device, layout) if teacher else None
         if settings.compile:
             self._learner = Compiled(self._networks.learner, warn=warn)
             self._attacked = Compiled(self._networks.attacked, warn=warn, cuda_graphs=True)
@@ -168,7 +173,7 @@ class Stepper:
                 "learning rate, set clip_gradient, or use precision fp32."
             )
         if self._overrides:
-            self._overrides.before_step()
+            self._overrides.before_step(self._optimizer)
         if self._clip is not None:
             torch.nn.utils.clip_grad_norm_(self._learnt(), self._clip)
         self._optimizer.step()
@@ -207,6 +212,12 @@ class Stepper:
                 logits = self._attacked(self._networks.arranged(inputs))
             return _exact(check_classes(logits, len(inputs), highest, where=where))
 
+        def taught(inputs: Tensor) -> Tensor:
+            assert self._teacher is not None
+            with torch.no_grad(), autocast(self._precision, self._device):
+                logits = self._teacher(self._networks.arranged(inputs))
+            return _exact(check_classes(logits, len(inputs), highest, where=f"{where}, teacher"))
+
         return StepView(
             learning=learning,
             frozen=frozen,
@@ -218,6 +229,7 @@ class Stepper:
             rows=rows,
             batch=whole,
             bn_updates=self._settings.bn_updates,
+            teacher=taught if self._teacher is not None else None,
         )
 
     def _effective(self) -> dict[str, Tensor]:

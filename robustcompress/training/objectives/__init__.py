@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from robustcompress.errors import ConfigError
 from robustcompress.member import Member, class_attribute
 from robustcompress.robustness.threat import Threat
 
 if TYPE_CHECKING:
+    from robustcompress.training.objectives.ard import Ard as Ard
     from robustcompress.training.objectives.crown_ibp import CrownIbp as CrownIbp
     from robustcompress.training.objectives.ibp import Ibp as Ibp
     from robustcompress.training.objectives.mixtrain import MixTrain as MixTrain
     from robustcompress.training.objectives.mtl_ibp import MtlIbp as MtlIbp
     from robustcompress.training.objectives.natural import Natural as Natural
     from robustcompress.training.objectives.pgd import Pgd as Pgd
+    from robustcompress.training.objectives.rslad import Rslad as Rslad
     from robustcompress.training.objectives.sabr import Sabr as Sabr
     from robustcompress.training.objectives.smoothing import Smoothing as Smoothing
     from robustcompress.training.objectives.trades import Trades as Trades
@@ -53,6 +56,8 @@ class StepView:
             same numbers however the batch is divided over parts and processes.
         batch: Rows of the whole batch.
         bn_updates: ``hydra`` asks for as many forward passes in train mode as HYDRA's published code does.
+        teacher: A network to learn from, constant, in eval mode; nothing receives a gradient through it.
+            ``None`` for objectives that need none.
     """
 
     learning: Forward
@@ -65,6 +70,20 @@ class StepView:
     rows: slice | None = None
     batch: int = 0
     bn_updates: Literal["once", "hydra"] = "once"
+    teacher: Forward | None = None
+
+    def teacher_logits(self, images: Tensor) -> Tensor:
+        """Return what the teacher says to ``images``, ``[batch, classes]``.
+
+        Raises:
+            ConfigError: If there is no teacher.
+        """
+        if self.teacher is None:
+            raise ConfigError(
+                "this objective learns from a teacher, and none was given. Name the artifact folder of a "
+                "robust network as the recipe's teacher, or choose another objective."
+            )
+        return self.teacher(images)
 
     def normal(self, images: Tensor) -> Tensor:
         """Return standard normal noise, shaped and placed like ``images``."""
@@ -96,6 +115,8 @@ class Objective(Member, ABC):
     """A robust training technique: its settings, and its loss."""
 
     family: ClassVar[str] = "robustcompress.training.objectives"
+    needs_teacher: ClassVar[bool] = False
+    """Whether the loss asks ``view.teacher_logits``."""
 
     @abstractmethod
     def loss(self, view: StepView, images: Tensor, labels: Tensor) -> Tensor:
