@@ -8,6 +8,7 @@ import typer
 from robustcompress.cli.options import (
     AllowImportOption,
     Choices,
+    ConstraintOption,
     DataDirOption,
     DataOption,
     EpsOption,
@@ -29,16 +30,29 @@ def inspect(
     eps: EpsOption = None,
     sparsity: SparsityOption = None,
     pattern: PatternOption = None,
+    constraint: ConstraintOption = None,
     ignore: IgnoreOption = None,
     settings: SetOption = None,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="List every layer of every group, and every frozen layer.")
+    ] = False,
+    second_opinion: Annotated[
+        bool, typer.Option("--second-opinion", help="Note where torch-pruning would couple other channels.")
+    ] = False,
     as_json: JsonOption = False,
     allow_import: AllowImportOption = False,
 ) -> None:
-    """Show what would be pruned, what would stay dense and why, parameters and multiply-adds.
+    """Show what would be removed, what would stay and why, and what weights, MACs and bytes are left.
 
-    Example:
+    Groups are named by their first layer; +2 says that two more layers lose the same channels.
+
+    Examples:
       robustcompress inspect --model resnet18 --data fashion-mnist-mini --pattern channel --sparsity 0.5
+
+      robustcompress inspect --model mynet.models:make --allow-import --data image-folder --data-dir D
+      --pattern channel --groups
     """
+    import shutil
     import tempfile
     from pathlib import Path
 
@@ -53,6 +67,7 @@ def inspect(
         eps=eps or ("0.1" if recipe is None else None),
         sparsity=sparsity,
         pattern=pattern,
+        constraints=constraint,
         ignore=ignore,
         settings=settings,
     )
@@ -62,8 +77,9 @@ def inspect(
             run_dir=Path(nowhere) / "plan",
             allow_import=allow_import,
             progress=False,
-        ).inspect()
-    typer.echo(json.dumps(found.as_dict()) if as_json else str(found))
+        ).inspect(second_opinion=second_opinion)
+    width = shutil.get_terminal_size((110, 24)).columns
+    typer.echo(json.dumps(found.as_dict()) if as_json else found.text(width=width, groups=groups), nl=as_json)
 
 
 def recipes(

@@ -31,7 +31,8 @@ DataDirOption = Annotated[Path | None, typer.Option(help="Folder that holds the 
 ObjectiveOption = Annotated[
     str | None,
     typer.Option(
-        help="natural, pgd, trades, smoothing, or for proofs ibp, crown-ibp, mixtrain, sabr or mtl-ibp."
+        help="natural, pgd, trades, smoothing, for proofs ibp, crown-ibp, mixtrain, sabr or mtl-ibp, or to "
+        "learn from a dense network ard or rslad."
     ),
 ]
 EpsOption = Annotated[
@@ -41,6 +42,14 @@ NormOption = Annotated[str | None, typer.Option(help="linf or l2.")]
 EvalEpsOption = Annotated[str | None, typer.Option(help="Like --eps, for the final evaluation only.")]
 SparsityOption = Annotated[
     float | None, typer.Option(help="Fraction removed, 0 to 1: of the weights, or of each group's channels.")
+]
+ConstraintOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--constraint",
+        help="What the result may cost at most, in place of --sparsity: macs=25%, weights=10%, bytes=300kB "
+        "or latency_ms=2; may be repeated.",
+    ),
 ]
 PatternOption = Annotated[str | None, typer.Option(help="unstructured or channel.")]
 ScoreOption = Annotated[str | None, typer.Option(help="learned (HYDRA) or magnitude (LWM).")]
@@ -88,6 +97,7 @@ class Choices:
     norm: str | None = None
     eval_eps: str | None = None
     sparsity: float | None = None
+    constraints: list[str] | None = None
     pattern: str | None = None
     score: str | None = None
     ignore: list[str] | None = None
@@ -110,7 +120,21 @@ class Choices:
             known = values.get("data")
             if isinstance(known, dict):
                 values = with_changes(values, {"data.dir": str(self.data_dir)})
-        return Recipe.from_values(with_changes(values, self._changes()), where="settings")
+        changed = with_changes(values, self._changes())
+        return Recipe.from_values(self._fit_sparsity(changed), where="settings")
+
+    def _fit_sparsity(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Let a pattern that was chosen here, and says its own sparsity, replace the recipe's."""
+        from robustcompress import patterns
+
+        said = self.sparsity is not None or any(item.startswith("sparsity") for item in self.settings or [])
+        if self.pattern is None or said:
+            return values
+        try:
+            fixed = patterns.Pattern.find(values["pattern"]).fixed_sparsity
+        except ValueError:
+            return values  # the recipe says what is wrong, with the field's path
+        return values if fixed is None else {**values, "sparsity": fixed}
 
     def _base(self) -> dict[str, Any]:
         from robustcompress.recipe import Recipe
@@ -148,6 +172,11 @@ class Choices:
         changes = {name: value for name, value in changes.items() if value is not None}
         if self.eval_eps is not None:
             changes["evaluation.threat"] = {"norm": self.norm or "linf", "eps": self.eval_eps}
+        for constraint in self.constraints or []:
+            name, found, text = constraint.partition("=")
+            if not found:
+                raise ConfigError(f"--constraint takes name=value, such as macs=25%; got {constraint!r}.")
+            changes[f"constraints.{name.strip()}"] = yaml.safe_load(text)
         for setting in self.settings or []:
             name, found, text = setting.partition("=")
             if not found:

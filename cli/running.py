@@ -10,6 +10,7 @@ import typer
 from robustcompress.cli.options import (
     AllowImportOption,
     Choices,
+    ConstraintOption,
     DataDirOption,
     DataOption,
     DeviceOption,
@@ -51,6 +52,7 @@ def prune(
     norm: NormOption = None,
     eval_eps: EvalEpsOption = None,
     sparsity: SparsityOption = None,
+    constraint: ConstraintOption = None,
     pattern: PatternOption = None,
     score: ScoreOption = None,
     ignore: IgnoreOption = None,
@@ -76,6 +78,8 @@ def prune(
 
       robustcompress prune --sparsity 0.95 --pattern channel --out runs/thin
 
+      robustcompress prune --pattern channel --constraint macs=25% --constraint bytes=300kB
+
       robustcompress prune --model resnet18 --data cifar10 --data-dir D --eps 8/255 --out runs/a
 
       robustcompress prune --model mynet.models:make --allow-import --weights f.safetensors
@@ -93,6 +97,7 @@ def prune(
         norm=norm,
         eval_eps=eval_eps,
         sparsity=sparsity,
+        constraints=constraint,
         pattern=pattern,
         score=score,
         ignore=ignore,

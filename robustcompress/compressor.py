@@ -20,6 +20,7 @@ from robustcompress.pipeline.context import EXAMPLES, Context, check_model, reso
 from robustcompress.pipeline.exporting import export_one, write_index
 from robustcompress.pipeline.inspection import Inspection, inspect
 from robustcompress.pipeline.interrupts import Interrupts
+from robustcompress.pipeline.rebuilding import build
 from robustcompress.pipeline.runner import Run
 from robustcompress.recipe import Factory, Recipe
 from robustcompress.report.model import Report
@@ -134,9 +135,12 @@ class Compressor:
             data_name=recipe.data.kind if recipe.data else "",
             stop=self._interrupts.requested,
             workers=self.workers,
+            allow_import=allow_import,
         )
         start = _start(recipe, network, architecture)
-        if model is None and recipe.weights is None and "pretrain" not in recipe.stages and not resume:
+        if model is not None or recipe.weights is not None:
+            self._context.start = start
+        elif "pretrain" not in recipe.stages and not resume:
             self._context.warn(
                 "the network begins with freshly drawn weights and is not pretrained; name --weights, or run "
                 "the stage pretrain too."
@@ -144,9 +148,13 @@ class Compressor:
         with self._locked():
             self._run = Run(self._context, start, resume=resume)
 
-    def inspect(self) -> Inspection:
-        """Return what would be pruned, what is frozen and why, parameters and MACs."""
-        return inspect(self._context)
+    def inspect(self, *, second_opinion: bool = False) -> Inspection:
+        """Return what would be pruned, what is frozen and why, parameters and MACs.
+
+        Args:
+            second_opinion: Ask torch-pruning which channels it would couple, and note where it differs.
+        """
+        return inspect(self._context, with_opinion=second_opinion)
 
     def compress(self) -> Result:
         """Run every stage that the recipe names.
@@ -252,19 +260,7 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_import: bo
     """
     artifact = load_artifact(Path(folder))
     if model is None:
-        recipe_model = artifact.architecture
-        if "kind" in recipe_model:
-            with borrowed_generators():
-                model = Network.find(dict(recipe_model)).build()
-        elif "factory" in recipe_model and allow_import:
-            model = Factory.model_validate(dict(recipe_model)).build()
-        elif "factory" in recipe_model:
-            raise ConfigError(
-                f"{folder} was made with {recipe_model['factory']!r}, which loading will not import unasked. "
-                "Pass model=, or allow_import=True if you trust it."
-            )
-        else:
-            raise ConfigError(f"{folder} holds a network that is not of the zoo; pass model=YourNetwork().")
+        model = build(artifact.architecture, where=folder, allow_import=allow_import)
     load_into(model, artifact.tensors)
     return model.cpu().eval()
 
@@ -343,7 +339,7 @@ def _check_same_everywhere(workers: Workers, recipe: Recipe, train: Source) -> N
     """
     if workers.size == 1:
         return
-    settings = recipe.model_dump_json(exclude={"data", "weights", "device", "loader_workers"})
+    settings = recipe.model_dump_json(exclude={"data", "weights", "teacher", "device", "loader_workers"})
     images = train.fingerprint() if train.exact else str(train.steps())
     for what, content in (("recipe", settings), ("training images", images)):
         if not workers.same(content.encode()):

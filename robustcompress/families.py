@@ -11,6 +11,7 @@ import pkgutil
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from keyword import iskeyword
 from types import ModuleType
 
 from robustcompress.errors import ConfigError
@@ -25,9 +26,14 @@ def kinds(family: str) -> list[str]:
     spec = find_spec(family)
     if spec is None or spec.submodule_search_locations is None:
         raise ConfigError(f"{family!r} is not a package, so it cannot be a family of members.")
-    own = {module.name for module in pkgutil.iter_modules(spec.submodule_search_locations)}
+    own = {kind_of(module.name) for module in pkgutil.iter_modules(spec.submodule_search_locations)}
     foreign = {point.name for point in entry_points(group=_group(family))}
     return sorted(kind for kind in own | foreign if not kind.startswith("_"))
+
+
+def kind_of(module: str) -> str:
+    """Return the kind that a file's name stands for: ``global_.py`` holds ``global``, a word of Python."""
+    return module.removesuffix("_") if iskeyword(module.removesuffix("_")) else module
 
 
 def suggestion(word: str, candidates: list[str]) -> str:
@@ -51,4 +57,4 @@ def load_module(family: str, kind: str) -> ModuleType:
     for point in entry_points(group=_group(family)):
         if point.name == kind:
             return importlib.import_module(point.module)
-    return importlib.import_module(f"{family}.{kind}")
+    return importlib.import_module(f"{family}.{kind}_" if iskeyword(kind) else f"{family}.{kind}")

@@ -21,7 +21,7 @@ class Member(BaseModel):
     @property
     def kind(self) -> str:
         """Name of this member within its family."""
-        return type(self).__module__.rsplit(".", 1)[-1]
+        return families.kind_of(type(self).__module__.rsplit(".", 1)[-1])
 
     @model_serializer(mode="wrap")
     def _with_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

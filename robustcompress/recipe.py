@@ -23,8 +23,9 @@ from robustcompress.export.formats import Format
 from robustcompress.families import suggestion
 from robustcompress.fractions import Number
 from robustcompress.pruning.budgets import Budget
+from robustcompress.pruning.constraints import Constraints
 from robustcompress.pruning.patterns import Pattern
-from robustcompress.pruning.scores import Score
+from robustcompress.pruning.scores import MovingScore, Score
 from robustcompress.robustness.attacks import Attack
 from robustcompress.robustness.certifiers import Certifier
 from robustcompress.robustness.threat import Threat
@@ -133,11 +134,16 @@ class Recipe(BaseModel):
         name: For people.
         model: A network of the zoo, or an importable factory; ``None`` where a module is passed in Python.
         weights: Safetensors file or artifact folder to begin with.
+        teacher: Artifact folder of the network that objectives such as ``ard`` learn from; ``None`` takes the
+            run's own dense network: what pretrain made, or the weights that the run began with.
         data: A data set of the zoo; ``None`` where data are passed in Python.
         augmentation: Of training images that the library holds in memory.
         threat: What the adversary may do, in training and, unless ``evaluation.threat`` differs, at the end.
         objective: The robust training technique of all three training stages.
-        sparsity: Fraction of units to remove (weights, or channels of each group), 0 <= sparsity < 1.
+        sparsity: Fraction of units to remove (weights, or channels of each group), 0 <= sparsity < 1; where
+            the pattern itself says it, that.
+        constraints: What the result may cost at most; where any is given, the smallest sparsity that meets
+            them is searched and ``sparsity`` is not used.
         score: Where the importance of units comes from.
         pattern: What is removed at once.
         budget: How sparsity is spread over layers.
@@ -170,6 +176,7 @@ class Recipe(BaseModel):
         AfterValidator(_network_or_factory),
     ] = None
     weights: Path | None = None
+    teacher: Path | None = None
     data: Annotated[SerializeAsAny[DataSet], BeforeValidator(DataSet.find)] | None = None
     augmentation: Augmentation = Augmentation()
     threat: Threat
@@ -177,6 +184,7 @@ class Recipe(BaseModel):
         default="trades", validate_default=True
     )
     sparsity: float = Field(default=0.9, ge=0, lt=1)
+    constraints: Constraints = Constraints()
     score: Annotated[SerializeAsAny[Score], BeforeValidator(Score.find)] = Field(
         default="learned", validate_default=True
     )
@@ -228,6 +236,51 @@ class Recipe(BaseModel):
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"export names each format once; got {kinds}")
         return self
+
+    @model_validator(mode="after")
+    def _fit_pattern(self) -> Self:
+        fixed = self.pattern.fixed_sparsity
+        if fixed is None:
+            return self
+        if "sparsity" in self.model_fields_set and abs(self.sparsity - fixed) > 1e-9:
+            raise ValueError(
+                f"the pattern {self.pattern.kind!r} removes exactly {fixed:g} of every layer it fits; got "
+                f"sparsity={self.sparsity:g}. Leave sparsity out, or choose another pattern"
+            )
+        object.__setattr__(self, "sparsity", fixed)  # settings are frozen for everybody else
+        return self
+
+    @model_validator(mode="after")
+    def _fit_score(self) -> Self:
+        score = self.score
+        if not isinstance(score, MovingScore):
+            return self
+        if not self.pattern.units_are_weights:
+            raise ValueError(
+                f"the score {score.kind!r} moves masks between single weights; the pattern "
+                f"{self.pattern.kind!r} has other units. Use 'unstructured' or 'n_m'"
+            )
+        if self.budget.learns:
+            raise ValueError(
+                f"the score {score.kind!r} keeps what each layer was given; the budget {self.budget.kind!r} "
+                "learns that. Use 'erk' or 'uniform'"
+            )
+        if score.remembered and self.pattern.fixed_sparsity is not None:
+            raise ValueError(
+                f"plus changes how many weights stay, which the pattern {self.pattern.kind!r} fixes. Leave "
+                "plus out"
+            )
+        if score.remembered and self.prune.select not in ("robust", "clean"):
+            raise ValueError(
+                "plus follows the robust accuracy of every epoch, which prune.select "
+                f"{self.prune.select!r} does not measure. Set prune.select to robust"
+            )
+        return self
+
+    def objective_of(self, stage: str) -> Objective:
+        """Return the objective of pretrain, prune or finetune."""
+        stages = {"pretrain": self.pretrain, "prune": self.prune, "finetune": self.finetune}
+        return stages[stage].objective or self.objective
 
     @property
     def evaluation_threat(self) -> Threat:

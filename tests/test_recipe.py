@@ -123,3 +123,56 @@ def test_changes_reach_into_nested_settings() -> None:
     assert with_changes({"model": "resnet18"}, {"model.width": 8}) == {
         "model": {"kind": "resnet18", "width": 8}
     }
+
+
+def test_constraints_survive_yaml_and_are_named_by_their_path() -> None:
+    wanted = {"macs": "25%", "bytes": "300kB", "latency_ms": 2.0, "latency_table": "phone.json"}
+    recipe = Recipe.from_values({"threat": {"eps": 0.1}, "constraints": wanted})
+    assert (recipe.constraints.macs, recipe.constraints.bytes) == (0.25, 300_000)
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert not Recipe.from_values({"threat": {"eps": 0.1}}).constraints
+    with pytest.raises(
+        ConfigError, match=r"constraints.macs: expected 0.25, '25%', 50000000 or '50M'; got 'few'"
+    ):
+        Recipe.from_values({"threat": {"eps": 0.1}, "constraints": {"macs": "few"}})
+    with pytest.raises(ConfigError, match=r"constraints.latency: no such setting. Did you mean 'latency_ms'"):
+        Recipe.from_values({"threat": {"eps": 0.1}, "constraints": {"latency": 3}})
+
+
+def test_a_pattern_that_says_the_sparsity_sets_it() -> None:
+    recipe = Recipe.from_values({"threat": {"eps": 0.1}, "pattern": {"kind": "n_m", "n": 1, "m": 4}})
+    assert recipe.sparsity == 0.75
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert Recipe.from_values({"threat": {"eps": 0.1}, "pattern": "n_m", "sparsity": 0.5}).sparsity == 0.5
+    with pytest.raises(
+        ConfigError, match=r"'n_m' removes exactly 0\.5 of every layer it fits; got sparsity=0\.9"
+    ):
+        Recipe.from_values({"threat": {"eps": 0.1}, "pattern": "n_m", "sparsity": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"pattern": "channel"},
+            r"moves masks between single weights; the pattern 'channel' has other units",
+        ),
+        ({"pattern": "block"}, r"the pattern 'block' has other units\. Use 'unstructured' or 'n_m'"),
+        ({"budget": "learned"}, r"the budget 'learned' learns that\. Use 'erk' or 'uniform'"),
+        (
+            {"score": {"kind": "flying_bird", "plus": True}, "pattern": "n_m"},
+            r"plus changes how many weights stay, which the pattern 'n_m' fixes",
+        ),
+        (
+            {"score": {"kind": "flying_bird", "plus": True}, "prune": {"select": "last"}},
+            r"plus follows the robust accuracy of every epoch, which prune\.select 'last' does not measure",
+        ),
+    ],
+)
+def test_masks_that_move_need_a_pattern_and_a_budget_that_let_them(
+    changes: dict[str, Any], message: str
+) -> None:
+    values = {"threat": {"eps": 0.1}, "score": "flying_bird"}
+    assert Recipe.from_values({**values, "pattern": "n_m"}).score.moves
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_values({**values, **changes})

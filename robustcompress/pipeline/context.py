@@ -2,8 +2,8 @@
 
 import copy
 import platform
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from robustcompress.data import check_logits
 from robustcompress.errors import ConfigError, ModelError
 from robustcompress.events import Events
+from robustcompress.pruning.costs import Limit, network_costs
 from robustcompress.pruning.masking import Masking
 from robustcompress.pruning.patterns import Plan
 from robustcompress.recipe import Recipe
 from robustcompress.storage.artifact import Artifact
 from robustcompress.storage.rebuild import load_into
 from robustcompress.training.batches import Batch, Source
+from robustcompress.training.distillation import Teacher
 from robustcompress.training.distributed import SOLO, Workers, launched, own_gpu
 
 EXAMPLES = 8
@@ -48,6 +50,9 @@ class Context:
         events: Where progress goes.
         stop: Asked between steps; ``True`` ends the run in good order.
         workers: The processes of the run; the first alone writes.
+        start: What the run began with, if those weights were trained and not freshly drawn.
+        allow_import: Whether factories that an artifact names may be imported.
+        teacher: Whom objectives learn from, once it is loaded.
     """
 
     recipe: Recipe
@@ -64,6 +69,9 @@ class Context:
     data_name: str = ""
     stop: Callable[[], bool] = _never
     workers: Workers = SOLO
+    start: Artifact | None = None
+    allow_import: bool = False
+    teacher: Teacher | None = None
     warnings: list[str] = field(default_factory=list[str])
     _plan: Plan | None = None
     _fingerprint: str = ""
@@ -90,14 +98,32 @@ class Context:
             self._plan = self.recipe.pattern.plan(self.model, self.example_inputs, self.recipe.ignore)
         return self._plan
 
-    def masking(self) -> Masking:
-        """Return fresh scores and masks for the model's present weights, on its device."""
+    def masking(
+        self,
+        *,
+        initial: Sequence[Tensor] | None = None,
+        sparsity: float | None = None,
+        limits: tuple[Limit, ...] = (),
+    ) -> Masking:
+        """Return fresh scores and masks for the model's present weights, on its device.
+
+        Args:
+            initial: First scores in place of those that the recipe's score makes of magnitudes.
+            sparsity: In place of the recipe's.
+            limits: What a budget that learns must stay within.
+        """
+        sites = self.plan().sites
+        costs = None
+        if self.recipe.budget.learns:
+            costs = replace(network_costs(self.model, self.example_inputs, sites), limits=limits)
         masking = Masking(
-            self.plan().sites,
+            sites,
             score=self.recipe.score,
             budget=self.recipe.budget,
-            sparsity=self.recipe.sparsity,
+            sparsity=self.recipe.sparsity if sparsity is None else sparsity,
             parameters=dict(self.model.named_parameters()),
+            initial=initial,
+            costs=costs,
         )
         return masking.to(self.device)
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from robustcompress.errors import StorageError
 from robustcompress.export.formats import Exported, Format
+from robustcompress.pipeline.constraint_checks import check_exported
 from robustcompress.pipeline.context import Context
 from robustcompress.storage.artifact import Artifact
 from robustcompress.storage.atomic import write_bytes
@@ -20,6 +21,7 @@ def export(context: Context, before: Artifact) -> list[Exported]:
 
     Raises:
         ExportError: If a format cannot hold the network or its file computes something else.
+        ConfigError: If a file misses a constraint on bytes or latency; the files stay.
     """
     network = context.network_of(before)
     folder = context.run_dir / "export"
@@ -34,6 +36,7 @@ def export(context: Context, before: Artifact) -> list[Exported]:
         for format in context.recipe.export
     ]
     write_index(folder, written)
+    check_exported(context, written)
     return written
 
 

@@ -16,6 +16,7 @@ from robustcompress.pipeline.context import Context
 from robustcompress.pipeline.evaluating import evaluate
 from robustcompress.pipeline.exporting import check_files, export, read_index
 from robustcompress.pipeline.interrupts import check_stop
+from robustcompress.pipeline.teaching import prepare_teacher
 from robustcompress.pipeline.training_stages import finetune, pretrain, prune
 from robustcompress.recipe import STAGES, Recipe
 from robustcompress.report.model import Report
@@ -90,6 +91,8 @@ class Run:
         if not context.workers.is_main:
             # What follows training is one process's work.
             ordered = [stage for stage in ordered if stage in TRAINING]
+        learning = [stage for stage in ordered if stage in TRAINING]
+        prepare_teacher(context, learning, sorted(self._finished))
         context.events(RunStarted(str(context.run_dir), tuple(ordered), str(context.device)))
         for stage in ordered:
             try:

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from robustcompress.pipeline.constraints import within_constraints
 from robustcompress.pipeline.context import Context
+from robustcompress.pipeline.first_masks import first_scores, moving_masks
+from robustcompress.pipeline.teaching import teacher_for
 from robustcompress.pruning.masking import Masking
+from robustcompress.pruning.scores import MovingScore
 from robustcompress.report.model import magnitude_histogram
 from robustcompress.storage.artifact import Artifact
 from robustcompress.training.loop import Trained, Training
 from robustcompress.training.settings import StageSettings
+from robustcompress.training.step import Overrides
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -22,22 +27,28 @@ def pretrain(context: Context, before: Artifact) -> Artifact:
     """Train every weight under the robust objective."""
     context.load_weights(before)
     learn(context.model, weights=True, norms=True)
-    trained = _train(context, "pretrain", context.recipe.pretrain, None)
+    trained = _train(context, "pretrain", context.recipe.pretrain, None, before)
     return context.artifact("pretrain", context.model, metrics=_metrics(trained))
 
 
 def prune(context: Context, before: Artifact) -> Artifact:
-    """Find the masks: scores learn while the weights stand still.
+    """Find the masks: scores learn while the weights stand still, or masks move while weights train.
 
-    Scores that do not learn give their masks at once, and nothing is trained.
+    Scores that do neither give their masks at once, and nothing is trained.
     """
     context.load_weights(before)
-    masking = context.masking()
+    initial = first_scores(context)
+    masking = within_constraints(context, context.masking(initial=initial), initial=initial)
     dense = {name: tensor.detach().clone() for name, tensor in context.model.named_parameters()}
     trained = Trained((), None, 0.0)
-    if masking.learns and context.recipe.prune.epochs:
+    score, settings = context.recipe.score, context.recipe.prune
+    if isinstance(score, MovingScore) and settings.epochs:
+        learn(context.model, weights=True, norms=True)
+        trained = _train(context, "prune", settings, moving_masks(context, masking, score), before)
+        masking.bake(context.model)
+    elif masking.learns and settings.epochs:
         learn(context.model, weights=False, norms=context.recipe.prune_norms)
-        trained = _train(context, "prune", context.recipe.prune, masking)
+        trained = _train(context, "prune", settings, masking, before)
     metrics = {**_metrics(trained), "histograms": histograms(masking, dense)}
     return context.artifact(
         "prune",
@@ -58,7 +69,7 @@ def finetune(context: Context, before: Artifact) -> Artifact:
         masking.freeze()
         masking.bake(context.model)
     learn(context.model, weights=True, norms=True)
-    trained = _train(context, "finetune", context.recipe.finetune, masking)
+    trained = _train(context, "finetune", context.recipe.finetune, masking, before)
     if masking:
         masking.bake(context.model)
     return context.artifact(
@@ -95,15 +106,17 @@ def histograms(masking: Masking, dense: Mapping[str, Tensor]) -> dict[str, Any]:
     return found
 
 
-def _train(context: Context, stage: str, settings: StageSettings, masking: Masking | None) -> Trained:
+def _train(
+    context: Context, stage: str, settings: StageSettings, overrides: Overrides | None, before: Artifact
+) -> Trained:
     recipe = context.recipe
     return Training(
         stage=stage,
         model=context.model,
-        overrides=masking,
+        overrides=overrides,
         source=context.train.rebatched(settings.batch_size),
         validation=context.validation,
-        objective=settings.objective or recipe.objective,
+        objective=recipe.objective_of(stage),
         threat=recipe.threat,
         validation_threat=recipe.threat,
         settings=settings,
@@ -119,6 +132,7 @@ def _train(context: Context, stage: str, settings: StageSettings, masking: Maski
         checkpoint_seconds=recipe.checkpoint_seconds,
         keep_checkpoints=recipe.keep_checkpoints,
         stop=context.stop,
+        teacher=teacher_for(context, stage, before),
     ).run()
 
 
@@ -129,4 +143,5 @@ def _metrics(trained: Trained) -> dict[str, Any]:
         "peak_bytes": trained.peak_bytes,
         "history": [asdict(record) for record in trained.history],
         "selected": asdict(trained.selected) if trained.selected else None,
+        "teacher": trained.teacher,
     }

@@ -1,4 +1,4 @@
-"""Masked channels physically removed, and the proof that the network still computes the same."""
+"""Dead channels physically removed, and the proof that the network still computes the same."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,15 +6,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustcompress.errors import CompactionError, ModelError
-from robustcompress.pruning.copies import double_copy, private_copy, run
-from robustcompress.pruning.equality import first_difference, relative_difference
-from robustcompress.pruning.groups import Couplings, couplings
+from robustcompress.errors import ModelError
+from robustcompress.pruning.constants import Moved, Observed, move_constants
+from robustcompress.pruning.copies import double_copy, private_copy
+from robustcompress.pruning.dependence import Dependence
+from robustcompress.pruning.groups import ChannelGroup, couplings
+from robustcompress.pruning.liveness import live_channels
 from robustcompress.pruning.patterns import Frozen
+from robustcompress.pruning.proof import Probe, Proof, probes, prove
+from robustcompress.pruning.readings import Reading
 from robustcompress.pruning.rehearsal import TOLERANCE, rehearse
-from robustcompress.pruning.removal import Removal, kept_entries, remove, zeroed
+from robustcompress.pruning.removal import Removal, kept_entries, remove, zero
 
-_CHECKED_AT_ONCE = 64
+STORED = 1024
+"""Largest difference of logits, in units of the network's precision, that rounding constants may explain."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,15 +29,22 @@ class Compacted:
     Attributes:
         network: Of the same class, with smaller layers; dtype, device, mode and ``requires_grad`` as before.
         removed: Channels removed from each group, by the name of its first layer; 0 where none were dead.
+        folded: Constants of removed channels that went into the bias of a layer, or into the running mean of
+            the batch normalisation after it, by the layer's name.
+        carried: Constants of removed channels that one that stayed now brings to a layer, by its name.
         frozen: Layers whose channels cannot be removed, and why.
         difference: Largest difference of the logits seen in the proof, relative to the largest logit.
+        rounding: The same for ``network`` itself, whose moved constants are rounded to its precision.
         checked: Shapes of the inputs on which masked and compact network agreed.
     """
 
     network: nn.Module
     removed: dict[str, int]
+    folded: dict[str, int]
+    carried: dict[str, int]
     frozen: tuple[Frozen, ...]
     difference: float
+    rounding: float
     checked: tuple[tuple[int, ...], ...]
 
 
@@ -46,15 +58,22 @@ def compact(
 ) -> Compacted:
     """Return a copy of ``model`` without the channels that are dead, proven to compute the same.
 
-    A channel is dead if everything that puts it out is exactly zero: in all layers that share it the filter
-    and its bias, and the weight and bias of every batch normalisation. That is what a baked channel mask
-    leaves; filters that an unstructured mask happened to empty count too. A filter of zeros whose batch
-    normalisation still has a bias puts out a constant: it is not dead here and stays. One channel of a group
-    always stays.
+    A channel is dead in two ways, whatever left it so: a baked channel mask, filters that an unstructured
+    mask emptied, somebody else's pruning.
+
+    - Nothing reads it: no layer that takes it in has a weight on it that is not zero, except in filters that
+      are dead themselves.
+    - It is the same for every image, because the filters that make it are zero, or read only such channels.
+      Its constant moves into the bias of each layer that reads it, or into the running mean of the batch
+      normalisation after that. Where a layer pads with zeros no bias is exact: of a group's constant
+      channels one stays then and carries the others' constants.
+
+    A channel that is neither for one of the layers that share it stays. One channel of a group always stays.
 
     The proof: in float64 the logits of ``model`` and of the result differ by at most 1e-10 of the largest
     logit, on ``check_inputs``, on ``example_inputs`` and on uniform random images, also of other heights and
-    widths where the network takes them.
+    widths where the network takes them. Constants that moved are then rounded to the network's own
+    precision; what that changes is reported too.
 
     Args:
         model: With masks baked in; left as it is.
@@ -68,120 +87,115 @@ def compact(
         ConfigError: If a glob of ``ignore`` matches no layer.
         CompactionError: If the two networks differ; names the first layer that does.
     """
-    found = _removable(model, example_inputs, ignore)
-    parameters = dict(model.named_parameters())
-    removals: list[Removal] = []
-    for group in found.groups:
-        dead = zeroed(parameters, group)
-        if bool(dead.all()):
-            dead[0] = False
-        removals.append(Removal(group, dead))
+    found = couplings(model, example_inputs, ignore)
+    images = probes(example_inputs, check_inputs, seed)
+    masked = double_copy(model)
+    observed = _observe(masked, images)
+    settled = _settle(masked, found.groups, observed)
+    if any(bool(removal.channels.any()) for removal in settled.removals):
+        rehearsed = rehearse(model, example_inputs, found)
+        if len(rehearsed.groups) < len(found.groups):
+            settled = _settle(masked, rehearsed.groups, observed)
+        found = rehearsed
+    exact = settled.network
+    remove(exact, settled.removals)
+    proof = _prove(masked, exact, images, settled, TOLERANCE)
     network = private_copy(model)
-    remove(network, removals)
-    difference, checked = _prove(model, network, removals, _probes(example_inputs, check_inputs, seed))
+    remove(network, settled.removals)
+    _store(network, exact)
+    stored = proof
+    if settled.moved.any:
+        stored = _prove(masked, network, images, settled, max(TOLERANCE, STORED * _precision(network)))
     return Compacted(
         network=network,
-        removed={removal.group.name: int(removal.channels.sum()) for removal in removals},
+        removed={removal.group.name: int(removal.channels.sum()) for removal in settled.removals},
+        folded=settled.moved.folded,
+        carried=settled.moved.carried,
         frozen=found.frozen,
-        difference=difference,
-        checked=checked,
+        difference=proof.difference,
+        rounding=stored.difference,
+        checked=proof.checked,
     )
-
-
-def _removable(model: nn.Module, example_inputs: Tensor, ignore: Sequence[str]) -> Couplings:
-    """Return the groups of ``model``, rehearsed if any has a dead channel."""
-    found = couplings(model, example_inputs, ignore)
-    parameters = dict(model.named_parameters())
-    if not any(bool(zeroed(parameters, group).any()) for group in found.groups):
-        return found
-    return rehearse(model, example_inputs, found)
 
 
 @dataclass(frozen=True, eq=False)
-class _Probe:
-    """Images for the proof; ``optional`` ones are skipped if the masked network does not take them."""
+class _Settled:
+    """A network in which nothing reads a dead channel.
 
-    images: Tensor
-    optional: bool
+    Attributes:
+        network: In float64, of the old shapes.
+        removals: What can go.
+        moved: Where constants went.
+        emptied: Layers of which nothing is live, but of which one channel stays.
+    """
+
+    network: nn.Module
+    removals: list[Removal]
+    moved: Moved
+    emptied: set[str]
 
 
-def _probes(example_inputs: Tensor, check_inputs: Tensor | None, seed: int) -> list[_Probe]:
-    """Return real images, random ones of the same shape, and random ones of other heights and widths."""
-    generator = torch.Generator().manual_seed(seed)
-    front, sides = (len(example_inputs[:2]), *example_inputs.shape[1:2]), tuple(example_inputs.shape[2:])
-    sizes = [sides]
-    if sides:
-        # Half of it, and an odd one whose height and width differ.
-        sizes.append(tuple(max(1, side // 2) for side in sides))
-        sizes.append(tuple(side + 3 + axis for axis, side in enumerate(sides)))
-    probes = [_Probe(example_inputs, optional=False)]
-    if check_inputs is not None:
-        probes.append(_Probe(check_inputs, optional=False))
-    for index, size in enumerate(sizes):
-        images = torch.rand((*front, *size), generator=generator, dtype=torch.float64)
-        probes.append(_Probe(images, optional=index > 0))
-    return probes
+def _observe(masked: nn.Module, images: Sequence[Probe]) -> Observed:
+    """Follow constants through the network, for every size of images that it takes."""
+    readings: dict[str, list[Reading]] = {}
+    means: dict[str, str] | None = None
+    sizes: dict[tuple[int, ...], Probe] = {}
+    for probe in images:
+        sizes.setdefault(tuple(probe.images.shape[2:]), probe)
+    for probe in sizes.values():
+        try:
+            seen = Dependence(masked, probe.images[:2].to(torch.float64))
+        except ModelError:
+            if probe.optional:
+                continue
+            raise
+        for layer, calls in seen.readings.items():
+            readings.setdefault(layer, []).extend(calls)
+        means = seen.means if means is None else dict(means.items() & seen.means.items())
+    return Observed(readings, means or {})
+
+
+def _settle(masked: nn.Module, groups: Sequence[ChannelGroup], observed: Observed) -> _Settled:
+    """Find the dead channels, and free a copy of the network of their constants."""
+    network = private_copy(masked)
+    parameters = dict(network.named_parameters())
+    live = live_channels(network, groups)
+    for group in groups:  # what nothing reads need not be carried
+        zero(parameters, Removal(group, ~live[group.name]))
+    moved = move_constants(network, groups, observed, live)
+    live = live_channels(network, groups)
+    removals: list[Removal] = []
+    emptied: set[str] = set()
+    for group in groups:
+        dead = ~live[group.name]
+        zero(parameters, Removal(group, dead))
+        if bool(dead.all()):
+            emptied |= {place.layer for place in (*group.producers, *group.norms)}
+            dead[0] = False
+        removals.append(Removal(group, dead))
+    return _Settled(network, removals, moved, emptied)
 
 
 @torch.no_grad()
+def _store(network: nn.Module, exact: nn.Module) -> None:
+    """Give ``network`` the values of ``exact``, in its own precision."""
+    values = exact.state_dict()
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(values[name])
+
+
+def _precision(network: nn.Module) -> float:
+    """Return the relative precision of the network's coarsest tensor."""
+    tensors = network.state_dict().values()
+    return max(torch.finfo(tensor.dtype).eps for tensor in tensors if tensor.is_floating_point())
+
+
 def _prove(
-    model: nn.Module, network: nn.Module, removals: Sequence[Removal], probes: Sequence[_Probe]
-) -> tuple[float, tuple[tuple[int, ...], ...]]:
-    """Return the largest relative difference of the logits and the shapes that were compared.
-
-    Raises:
-        CompactionError: If it is above the tolerance.
-    """
-    masked, small = double_copy(model), double_copy(network)
-    largest = 0.0
-    checked: list[tuple[int, ...]] = []
-    for probe in probes:
-        for images in probe.images.to(torch.float64).split(_CHECKED_AT_ONCE):
-            expected = _expected(masked, images, probe.optional)
-            if expected is None:
-                continue
-            try:
-                difference = relative_difference(expected, run(small, images))
-            except ModelError:
-                difference = float("inf")
-            if difference > TOLERANCE:
-                _refuse(masked, small, images, removals, difference)
-            largest = max(largest, difference)
-            checked.append(tuple(images.shape))
-    return largest, tuple(checked)
-
-
-def _expected(masked: nn.Module, images: Tensor, optional: bool) -> Tensor | None:
-    """Return the masked network's logits; None if it does not take these images and need not."""
-    try:
-        logits = run(masked, images)
-    except ModelError:
-        if optional:
-            return None
-        raise
-    if bool(logits.isfinite().all()):
-        return logits
-    if optional:
-        return None
-    raise CompactionError(
-        "the masked network must give finite logits; it gives NaN or infinity for images of shape "
-        f"{list(images.shape)}. Compact a network that works."
-    )
-
-
-def _refuse(
-    masked: nn.Module, small: nn.Module, images: Tensor, removals: Sequence[Removal], difference: float
-) -> None:
-    """Raise CompactionError that names the first layer whose outputs differ."""
-    kept = {layer: entries for (layer, axis), entries in kept_entries(masked, removals).items() if axis == 0}
-    found = first_difference(masked, small, images, kept, tolerance=TOLERANCE)
-    where = (
-        "no single layer"
-        if found is None
-        else f"layer {found.layer or type(masked).__name__!r} {found.reason}"
-    )
-    raise CompactionError(
-        f"masked and compact network must agree to {TOLERANCE:.0e} of the largest logit; they differ by "
-        f"{difference:.2g} on images of shape {list(images.shape)}: {where}. Nothing was changed: keep the "
-        "masked network, or name the layer in ignore."
-    )
+    masked: nn.Module, small: nn.Module, images: Sequence[Probe], settled: _Settled, tolerance: float
+) -> Proof:
+    """Compare the logits; a layer whose own outputs may differ is not to blame."""
+    entries = kept_entries(masked, settled.removals)
+    kept = {layer: rows for (layer, axis), rows in entries.items() if axis == 0}
+    skipped = settled.moved.shifted | settled.emptied
+    return prove(masked, small, images, tolerance=tolerance, kept=kept, shifted=skipped)

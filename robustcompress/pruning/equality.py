@@ -1,6 +1,6 @@
 """Find the first layer in which two networks that should agree do not."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,13 @@ def relative_difference(expected: Tensor, actual: Tensor) -> float:
 
 @torch.no_grad()
 def first_difference(
-    large: nn.Module, small: nn.Module, inputs: Tensor, kept: Mapping[str, Tensor], *, tolerance: float
+    large: nn.Module,
+    small: nn.Module,
+    inputs: Tensor,
+    kept: Mapping[str, Tensor],
+    *,
+    tolerance: float,
+    skip: Collection[str] = (),
 ) -> Difference | None:
     """Return the first layer, in order of execution, whose outputs differ between two networks.
 
@@ -51,6 +57,7 @@ def first_difference(
         inputs: float ``[batch, ...]``.
         kept: For each layer that lost output channels, the int64 indices of those it kept.
         tolerance: Largest difference allowed, relative to the largest output of the layer.
+        skip: Layers whose outputs may differ, because what follows them makes up for it.
 
     Returns:
         None if every comparable output agrees. Modules between layers, whose outputs may be smaller in
@@ -64,6 +71,8 @@ def first_difference(
         if other is None:
             failed = layer if actual.failure is None else actual.innermost
             return Difference(failed, f"does not run any more ({actual.failure or 'it is not called'})")
+        if layer in skip:
+            continue
         known = layer in kept
         if known:
             axis = -1 if isinstance(large.get_submodule(layer), nn.Linear) else 1

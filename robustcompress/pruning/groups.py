@@ -1,25 +1,16 @@
 """Groups of coupled channels: output channels of several layers that can only be removed together."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from robustcompress.errors import ModelError
-from robustcompress.pruning.patterns import PRUNABLE, Frozen, split_prunable
-from robustcompress.pruning.tracing import ObstacleError, Stop, Trace
-
-# Operations that give zero for zero and leave every channel in its place. Anything else freezes the group;
-# what this list gets wrong for a network (a mean over channels, a sum with a constant) the rehearsal finds.
-_ACTIVATIONS = (
-    "Relu", "LeakyRelu", "PreluKernel", "Hardtanh", "Elu", "Celu", "Gelu", "Silu", "Mish", "Hardswish",
-)  # fmt: skip
-_ARITHMETIC = ("Tanh", "Add", "Sub", "Mul", "Div", "Neg", "Mean", "Sum", "Amax")
-_POOLING = tuple(f"{kind}Pool{size}D" for kind in ("Avg", "AdaptiveAvg", "AdaptiveMax") for size in (2, 3))
-_MAX_POOLING = ("MaxPool2DWithIndices", "MaxPool3DWithIndices")
-_SHAPES = ("Clone", "T", "Squeeze", "Unsqueeze", "View", "UnsafeView", "Cat")
-_TRANSPARENT = frozenset((*_ACTIVATIONS, *_ARITHMETIC, *_POOLING, *_MAX_POOLING, *_SHAPES))
+from robustcompress.pruning.labels import Slot
+from robustcompress.pruning.patterns import Frozen, split_prunable
+from robustcompress.pruning.tracing import Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +21,8 @@ class Place:
         layer: Name of the layer.
         axis: Of its weight: 0 where the layer makes or normalises the channels, 1 where it takes them.
         parameters: Names of the layer's parameters that have this axis.
-        positions: int64 ``[channels, entries]`` along the axis; a flatten makes several entries a channel.
+        positions: int64 ``[channels, entries]`` along the axis. Several entries a channel: the pixels that
+            a flatten makes, or the same channel of every group of a grouped convolution.
     """
 
     layer: str
@@ -77,8 +69,10 @@ class Couplings:
 def couplings(model: nn.Module, example_inputs: Tensor, ignore: Sequence[str] = ()) -> Couplings:
     """Find the groups of coupled channels of ``model``.
 
-    A group is frozen as a whole if one of its layers is ignored, shares a weight or runs twice, if its
-    channels are the network's outputs, or if they pass anything that is not known to keep zeros in place.
+    A group is frozen as a whole if one of its layers is ignored or shares a parameter, if its channels are
+    the network's outputs, or if they pass anything that mixes them or makes something else of zeros. In
+    grouped convolutions the same channels of every group are coupled, so that groups stay equal; depthwise
+    ones lose whole groups. A layer that runs several times is coupled with all its neighbours.
 
     Args:
         model: Left as it is.
@@ -86,7 +80,7 @@ def couplings(model: nn.Module, example_inputs: Tensor, ignore: Sequence[str] = 
         ignore: Globs of layers whose weights must stay as they are, as producers and as consumers.
 
     Raises:
-        ModelError: If the network has nothing to prune, does not run or cannot be traced.
+        ModelError: If the network has nothing to prune or does not run.
         ConfigError: If a glob of ``ignore`` matches no layer.
     """
     layers, frozen = split_prunable(model, ignore)
@@ -95,130 +89,98 @@ def couplings(model: nn.Module, example_inputs: Tensor, ignore: Sequence[str] = 
             "the network has no Conv1d, Conv2d, Conv3d or Linear layer, so no channels to prune."
         )
     reasons = {item.name: item.reason for item in frozen}
-    finder = _Finder(model, Trace(model, example_inputs), dict(reasons))
+    trace = Trace(model, example_inputs)
+    for layer, why in reasons.items():
+        if layer not in trace.shared:
+            trace.ties.freeze_layer(layer, f"its channels are tied to {layer!r}, which is left alone: {why}")
+    order = {name: index for index, (name, _) in enumerate(model.named_modules())}
     groups: list[ChannelGroup] = []
-    produced: set[str] = set()
+    called = trace.ties.layers(0)
     for name in layers:
-        if name in produced or name in reasons:
-            continue
-        stops: list[Stop] = []
-        try:
-            stops = finder.trace.reaches(name)
-            groups.append(finder.group(stops))
-            produced.update(place.layer for place in groups[-1].producers)
-        except ObstacleError as obstacle:
-            for layer in (name, *(stop.name for stop in stops if _produces(stop))):
-                if layer not in produced:
-                    reasons.setdefault(layer, str(obstacle))
-    ordered = {name: reasons[name] for name, _ in model.named_modules() if name in reasons}
+        if name not in called and name not in reasons:
+            reasons[name] = trace.misused.get(name, "the network does not call it as a layer")
+    for units in _components(trace, set(reasons) | set(layers)):
+        made = sorted({slot.layer for unit in units for slot in unit.made}, key=order.__getitem__)
+        reason = next((unit.reason for unit in units if unit.reason), None) or _mismatch(model, units, made)
+        if reason is None:
+            groups.append(_group(model, units, made, order))
+        else:
+            reasons.update({layer: reasons.get(layer, reason) for layer in made})
+    groups.sort(key=lambda group: order[group.name])
+    ordered = {name: reasons[name] for name in order if name in reasons}
     return Couplings(tuple(groups), tuple(Frozen(name, reason) for name, reason in ordered.items()))
 
 
-class _Finder:
-    """Turns stops into groups, refusing what cannot be removed exactly."""
+@dataclass(frozen=True)
+class _Unit:
+    """Slots that can only go together; ``made`` are those of filters, ``reason`` says why they must stay."""
 
-    def __init__(self, model: nn.Module, trace: Trace, left_alone: Mapping[str, str]) -> None:
-        self.trace = trace
-        self._left_alone = left_alone
-        self._order = {name: index for index, (name, _) in enumerate(model.named_modules())}
-        owners: dict[int, list[str]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            owners.setdefault(id(parameter), []).append(name)
-        self._shared = {name: names for names in owners.values() if len(names) > 1 for name in names}
+    slots: tuple[Slot, ...]
+    made: tuple[Slot, ...]
+    reason: str | None
 
-    def group(self, stops: Sequence[Stop]) -> ChannelGroup:
-        """Return the group that the root's ``stops`` make.
+    @property
+    def signature(self) -> Counter[tuple[str, int]]:
+        """How many entries of which layers along which axis."""
+        return Counter((slot.layer, slot.axis) for slot in self.slots)
 
-        Raises:
-            ObstacleError: If it cannot lose channels exactly.
-        """
-        channels = len(stops[0].positions)
-        producers: list[Place] = []
-        norms: list[Place] = []
-        consumers: list[Place] = []
-        for stop in stops:
-            self._refuse(stop)
-            if stop.module is None or isinstance(stop.module, nn.PReLU):
-                continue
-            place = self._place(stop, channels)
-            if stop.consumes:
-                consumers.append(place)
-            elif isinstance(stop.module, PRUNABLE):
-                if place.positions.numel() != stop.module.weight.shape[0]:
-                    raise ObstacleError(
-                        f"only a part of the channels of {stop.name!r} is coupled with others"
-                    )
-                producers.append(place)
-            else:
-                norms.append(place)
-        if not consumers:
-            raise ObstacleError("no layer takes its channels in")
-        producers.sort(key=lambda place: self._order[place.layer])
-        return ChannelGroup(producers[0].layer, channels, tuple(producers), tuple(norms), tuple(consumers))
 
-    def _refuse(self, stop: Stop) -> None:
-        """Raise ObstacleError if the channels cannot be removed exactly from this stop."""
-        module, name = stop.module, stop.name
-        if stop.ends:
-            raise ObstacleError("its channels are the network's outputs")
-        if module is None:
-            if name not in _TRANSPARENT:
-                raise ObstacleError(f"its channels pass through {name}, which may mix, move or shift them")
-            return
-        kind = type(module).__name__
-        if name in self._left_alone:
-            raise ObstacleError(
-                f"its channels are tied to {name!r}, which is left alone: {self._left_alone[name]}"
-            )
-        if self.trace.calls[name] > 1:
-            raise ObstacleError(
-                f"its channels are tied to {name!r}, which runs {self.trace.calls[name]} times"
-            )
-        if isinstance(module, nn.PReLU):
-            if module.num_parameters > 1:
-                raise ObstacleError(f"its channels pass through PReLU {name!r}, which has a slope for each")
-        elif isinstance(module, PRUNABLE):
-            if isinstance(module, nn.Linear) or module.groups == 1:
-                return
-            if not module.groups == module.in_channels == module.out_channels:
-                raise ObstacleError(
-                    f"its channels are tied to {name!r}, a grouped convolution ({module.groups} groups)"
-                )
-        elif not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-            raise ObstacleError(
-                f"its channels pass through {kind} {name!r}, from which none can be removed exactly"
-            )
-        elif not module.affine:
-            raise ObstacleError(
-                f"its channels pass through {kind} {name!r} with affine=False: a removed channel would leave "
-                "a constant that no mask can cover"
-            )
+def _components(trace: Trace, prunable: Set[str]) -> list[list[_Unit]]:
+    """Return the units of layers that have units in common, one list for each set of layers."""
+    found: list[_Unit] = []
+    for slots, reason in trace.ties.units():
+        made = tuple(slot for slot in slots if slot.axis == 0 and slot.layer in prunable)
+        if made:
+            found.append(_Unit(tuple(slots), made, reason))
+    component: dict[str, list[_Unit]] = {}
+    for unit in found:
+        merged = [unit]
+        lists = {
+            id(component[slot.layer]): component[slot.layer] for slot in unit.made if slot.layer in component
+        }
+        for units in lists.values():
+            merged = units + merged
+        for layer in {slot.layer for member in merged for slot in member.made}:
+            component[layer] = merged
+    return list({id(units): units for units in component.values()}.values())
 
-    def _place(self, stop: Stop, channels: int) -> Place:
-        """Return where the channels are in one layer, after checking torch-pruning's indices."""
-        module = stop.module
-        assert module is not None
-        axis = 1 if stop.consumes else 0
-        own = dict(module.named_parameters(recurse=False))
+
+def _mismatch(model: nn.Module, units: Sequence[_Unit], made: Sequence[str]) -> str | None:
+    """Return why units that are free to go make no group: they must have equal shares of the same layers."""
+    first = units[0].signature
+    for unit in units:
+        for key in first | unit.signature:
+            if first[key] != unit.signature[key]:
+                return f"only a part of the channels of {key[0]!r} is coupled with others"
+    if not any(axis == 1 for _, axis in first):
+        return "no layer takes its channels in"
+    if len(units) == 1:
+        return "its channels can only go all at once"
+    for layer in made:
+        assert len(units) * first[layer, 0] == model.get_submodule(layer).get_parameter("weight").shape[0]
+    return None
+
+
+def _group(
+    model: nn.Module, units: Sequence[_Unit], made: Sequence[str], order: Mapping[str, int]
+) -> ChannelGroup:
+    """Return the group of units that all have equal shares of the same layers."""
+    root = made[0]
+    units = sorted(units, key=lambda unit: min(slot for slot in unit.made if slot.layer == root))
+    places: list[Place] = []
+    for layer, axis in sorted(units[0].signature, key=lambda key: (order[key[0]], key[1])):
+        positions = [
+            [slot.position for slot in unit.slots if (slot.layer, slot.axis) == (layer, axis)]
+            for unit in units
+        ]
+        own = dict(model.get_submodule(layer).named_parameters(recurse=False))
         names = [name for name in ("weight", "bias") if name in own and (axis == 0 or name == "weight")]
-        parameters = tuple(f"{stop.name}.{name}" if stop.name else name for name in names)
-        for parameter in parameters:
-            if parameter in self._shared:
-                raise ObstacleError(
-                    f"its channels are tied to the shared parameter {self._shared[parameter]}"
-                )
-        size = own["weight"].shape[axis]
-        entries: list[list[int]] = [[] for _ in range(channels)]
-        for position, root in zip(stop.positions, stop.roots, strict=True):
-            if not (0 <= position < size and 0 <= root < channels):
-                raise ObstacleError(f"torch-pruning gave index {position} of {size} for {stop.name!r}")
-            entries[root].append(position)
-        flat = [position for row in entries for position in row]
-        if len(set(flat)) != len(flat) or len({len(row) for row in entries}) != 1:
-            raise ObstacleError(f"its channels do not have equal shares of {stop.name!r}")
-        return Place(stop.name, axis, parameters, torch.tensor(entries, dtype=torch.int64))
-
-
-def _produces(stop: Stop) -> bool:
-    """Whether the group's channels are the outputs of this stop's own weights."""
-    return isinstance(stop.module, PRUNABLE) and not stop.consumes
+        parameters = tuple(f"{layer}.{name}" if layer else name for name in names)
+        places.append(Place(layer, axis, parameters, torch.tensor(positions, dtype=torch.int64)))
+    return ChannelGroup(
+        name=root,
+        channels=len(units),
+        producers=tuple(place for place in places if place.axis == 0 and place.layer in made),
+        norms=tuple(place for place in places if place.axis == 0 and place.layer not in made),
+        consumers=tuple(place for place in places if place.axis == 1),
+    )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustcompress.errors import ConfigError
 from robustcompress.pruning.budgets import Budget, Rates
+from robustcompress.pruning.costs import NetworkCosts
 from robustcompress.pruning.patterns import Site
 from robustcompress.pruning.scores import Score
 
@@ -47,6 +48,7 @@ class Masking(nn.Module):
         sparsity: Fraction of units to remove, 0 <= sparsity < 1.
         parameters: The network's parameters by name.
         initial: First scores, one tensor a site, in place of those that ``score`` makes of magnitudes.
+        costs: What the network costs, for a budget that learns.
 
     Raises:
         ConfigError: If ``sparsity`` is outside [0, 1).
@@ -61,12 +63,12 @@ class Masking(nn.Module):
         sparsity: float,
         parameters: Mapping[str, Tensor],
         initial: Sequence[Tensor] | None = None,
+        costs: NetworkCosts | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= sparsity < 1 or math.isnan(sparsity):
             raise ConfigError(f"sparsity must be in [0, 1); got {sparsity}. 0.9 removes 90%.")
         self.sites = tuple(sites)
-        self.learns = score.learns
         if initial is None:
             initial = [score.initial(site.saliency(parameters), site.fan_in) for site in self.sites]
         # Contiguous whatever the weight's memory format: scores and masks are then one plain array each.
@@ -75,7 +77,8 @@ class Masking(nn.Module):
             for site, scores in zip(self.sites, initial, strict=True)
         )
         self.removed = budget.counts(self.sites, list(self.scores), sparsity)
-        self.rates = budget.rates(self.sites, list(self.scores), sparsity)
+        self.rates = budget.rates(self.sites, list(self.scores), sparsity, costs=costs)
+        self.learns = score.learns or self.rates is not None
         self._masks: list[Tensor] = []
         self.refresh()
 
@@ -123,7 +126,7 @@ class Masking(nn.Module):
             site.apply(effective, gate)
         return effective
 
-    def before_step(self) -> None:
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Do nothing: masks that move look at the gradients here."""
 
     def after_step(self) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robustcompress.errors import CompactionError
 from robustcompress.pruning.groups import ChannelGroup
+from robustcompress.pruning.tracing import is_depthwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +101,14 @@ def remove(model: nn.Module, removals: Sequence[Removal]) -> None:
     Raises:
         CompactionError: If the indices do not fit the layers, or a layer would lose everything.
     """
-    for (layer, axis), kept in kept_entries(model, removals).items():
-        _shrink(model.get_submodule(layer), axis, kept)
+    entries = kept_entries(model, removals)
+    # Asked of all before any changes: a grouped convolution may become one of a single channel a group.
+    depthwise = {name: is_depthwise(model.get_submodule(name)) for name, _ in entries}
+    for (name, axis), kept in entries.items():
+        _shrink(model.get_submodule(name), axis, kept, depthwise=depthwise[name])
 
 
-def _shrink(layer: nn.Module, axis: int, kept: Tensor) -> None:
+def _shrink(layer: nn.Module, axis: int, kept: Tensor, *, depthwise: bool) -> None:
     """Keep only the ``kept`` channels of one layer."""
     for name, parameter in list(layer.named_parameters(recurse=False)):
         if name == "weight" or (name == "bias" and axis == 0):
@@ -113,11 +117,10 @@ def _shrink(layer: nn.Module, axis: int, kept: Tensor) -> None:
     if isinstance(layer, nn.Linear):
         layer.in_features, layer.out_features = layer.weight.shape[1], layer.weight.shape[0]
     elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if depthwise:  # whole groups went, each with its input
+            layer.groups = layer.groups * layer.weight.shape[0] // layer.out_channels
         layer.out_channels = layer.weight.shape[0]
-        if layer.groups > 1:  # depthwise: one input for each output
-            layer.groups = layer.in_channels = layer.out_channels
-        else:
-            layer.in_channels = layer.weight.shape[1]
+        layer.in_channels = layer.weight.shape[1] * layer.groups
     elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
         layer.num_features = len(kept)
         for name in ("running_mean", "running_var"):

@@ -41,6 +41,16 @@ def call(*arguments: str, check: int = 0) -> "subprocess.CompletedProcess[str]":
     return done
 
 
+def test_a_pattern_that_says_its_own_sparsity_needs_no_other() -> None:
+    assert Choices(pattern="n_m").to_recipe().sparsity == 0.5
+    assert Choices(pattern="n_m", settings=["pattern.n=1", "pattern.m=8"]).to_recipe().sparsity == 0.875
+    assert Choices(pattern="channel").to_recipe().sparsity == 0.9
+    with pytest.raises(ConfigError, match=r"0\.3"):
+        Choices(pattern="n_m", sparsity=0.3).to_recipe()
+    with pytest.raises(ConfigError, match="unknown"):
+        Choices(pattern="n_n").to_recipe()
+
+
 def test_one_command_goes_from_training_to_an_attacked_file(tmp_path: Path) -> None:
     out = tmp_path / "not" / "there" / "yet"
     done = call("prune", "--out", str(out), "--sparsity", "0.8", "--json", *QUICK)
@@ -236,3 +246,11 @@ def test_a_recipe_file_runs(tmp_path: Path) -> None:
         *QUICK,
     )
     assert (tuned / "artifact" / "artifact.json").exists()
+
+
+def test_constraints_on_the_command_line_reach_the_recipe() -> None:
+    recipe = Choices(constraints=["macs=25%", "latency_ms=2", "bytes = 300kB"]).to_recipe()
+    found = recipe.constraints
+    assert (found.macs, found.latency_ms, found.bytes, found.weights) == (0.25, 2.0, 300_000, None)
+    with pytest.raises(ConfigError, match="--constraint takes name=value, such as macs=25%; got 'macs'"):
+        Choices(constraints=["macs"]).to_recipe()

@@ -91,3 +91,16 @@ def test_layers_that_run_twice_are_compared_call_by_call() -> None:
     found = compare(network, nn.Sequential(step, nn.Sigmoid(), step))
     assert found is not None
     assert found.layer == "1"
+
+
+def test_layers_that_may_differ_are_not_blamed() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double().eval()
+    other = copy.deepcopy(network)
+    other.get_parameter("0.bias").data += 1.0
+    other.get_buffer("1.running_mean").add_(1.0)
+    other.get_parameter("2.bias").data += 1.0
+    images = torch.rand(5, 3, dtype=torch.float64)
+    for skip, layer in (((), "0"), (("0",), "2")):
+        found = first_difference(network, other, images, {}, tolerance=1e-10, skip=skip)
+        assert found is not None
+        assert found.layer == layer

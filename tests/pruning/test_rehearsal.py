@@ -18,7 +18,8 @@ class Case(Protocol):
 
 def rehearsed(network: nn.Module, images: Tensor) -> tuple[set[str], dict[str, str]]:
     """Return the groups left and the reasons of what the rehearsal froze beyond the outputs."""
-    found = couplings(network, images)
+    # Groups of a network that is alike and ordinary: what is wrong is for the rehearsal alone to find.
+    found = couplings(Body(), images)
     before = {item.name for item in found.frozen}
     result = rehearse(network, images, found)
     new = {item.name: item.reason for item in result.frozen if item.name not in before}

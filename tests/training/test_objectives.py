@@ -1,6 +1,7 @@
 """What every objective promises, and the values and gradients of each against outside oracles."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,14 @@ def _batch() -> tuple[Tensor, Tensor]:
     return torch.rand(6, 1, 4, 4, generator=generator, dtype=torch.float64), torch.arange(6) % 4
 
 
+def teacher_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a network of the same kind with other weights, in eval mode."""
+    other = copy.deepcopy(network).eval().requires_grad_(False)
+    for parameter in other.parameters():
+        parameter.mul_(-0.7)
+    return other
+
+
 class Watched:
     """A network as an objective sees it, with a record of what it was asked."""
 
@@ -65,6 +74,7 @@ class Watched:
             threat=threat,
             generator=torch.Generator().manual_seed(seed),
             moment=Moment(epoch=0, epochs=1, step=0, steps=1),
+            teacher=teacher_of(network),
         )
 
     def _learn(self, images: Tensor) -> Tensor:

@@ -8,9 +8,15 @@ from torch import Tensor, nn
 
 from robustcompress.member import Member, class_attribute
 from robustcompress.pruning.patterns import Site
+from robustcompress.pruning.rounding import fit_kept
 
 if TYPE_CHECKING:
+    from robustcompress.pruning.budgets.erk import Erk as Erk
+    from robustcompress.pruning.budgets.global_ import Global as Global
+    from robustcompress.pruning.budgets.lamp import Lamp as Lamp
+    from robustcompress.pruning.budgets.learned import Learned as Learned
     from robustcompress.pruning.budgets.uniform import Uniform as Uniform
+    from robustcompress.pruning.costs import NetworkCosts
 
 
 class Rates(nn.Module, ABC):
@@ -37,6 +43,8 @@ class Budget(Member, ABC):
     """Decides how many units each site loses."""
 
     family: ClassVar[str] = "robustcompress.pruning.budgets"
+    learns: ClassVar[bool] = False
+    """Whether ``rates`` returns something, for which it needs the network's costs."""
 
     def counts(self, sites: Sequence[Site], scores: Sequence[Tensor], sparsity: float) -> list[int]:
         """Return for each site how many units go; sites whose pattern fixes it are not asked.
@@ -53,19 +61,53 @@ class Budget(Member, ABC):
             found[index] = removed
         return found
 
-    def rates(self, sites: Sequence[Site], scores: Sequence[Tensor], sparsity: float) -> Rates | None:
-        """Return what learns beside the scores; nothing for a fixed budget."""
+    def rates(
+        self,
+        sites: Sequence[Site],
+        scores: Sequence[Tensor],
+        sparsity: float,
+        *,
+        costs: "NetworkCosts | None" = None,
+    ) -> Rates | None:
+        """Return what learns beside the scores; nothing for a fixed budget.
+
+        Args:
+            sites: In the network's order.
+            scores: One tensor a site, shaped like it.
+            sparsity: Fraction of all units to remove, 0 <= sparsity < 1.
+            costs: What the network costs as a function of what its sites keep.
+        """
         return None
 
-    @abstractmethod
     def removed(self, sites: Sequence[Site], scores: Sequence[Tensor], sparsity: float) -> list[int]:
-        """Return for each site how many units go; never more than ``units - minimum_kept``.
+        """Return for each site how many units go: ``round(sparsity * units)`` in all, over all sites.
+
+        Every site keeps at least its minimum and a multiple of its granularity, or all; where that forbids
+        the exact sum, it is as near as it can be.
 
         Args:
             sites: In the network's order.
             scores: One tensor a site, shaped like it.
             sparsity: Fraction of all units to remove, 0 <= sparsity < 1.
         """
+        kept = fit_kept(self.wanted(sites, scores, sparsity), sites, units_kept(sites, sparsity))
+        return [site.units - count for site, count in zip(sites, kept, strict=True)]
+
+    @abstractmethod
+    def wanted(self, sites: Sequence[Site], scores: Sequence[Tensor], sparsity: float) -> list[float]:
+        """Return for each site how many units should stay, before rounding.
+
+        Args:
+            sites: In the network's order.
+            scores: One tensor a site, shaped like it.
+            sparsity: Fraction of all units to remove, 0 <= sparsity < 1.
+        """
+
+
+def units_kept(sites: Sequence[Site], sparsity: float) -> int:
+    """Return how many units of all ``sites`` together stay: ``round(sparsity * units)`` go."""
+    units = sum(site.units for site in sites)
+    return units - round(sparsity * units)
 
 
 def __getattr__(name: str) -> Any:

@@ -9,13 +9,13 @@ from robustcompress.pruning.patterns import Site
 
 
 class Uniform(Budget):
-    """Remove ``round(sparsity * units)`` of every site.
+    """Remove ``sparsity * units`` of every site, rounded up or down so that the whole is exact.
 
     Source:
         Sehwag et al. 2020 (HYDRA), https://arxiv.org/abs/2002.10509.
-        Differs: rounds to the nearest count; the authors' code floors a float product, which keeps one
-        weight too many in about one exact case in seven.
+        Differs: rounds so that ``round(sparsity * all units)`` go in all; the authors' code floors a float
+        product in every layer, which keeps one weight too many in about one exact case in seven.
     """
 
-    def removed(self, sites: Sequence[Site], scores: Sequence[Tensor], sparsity: float) -> list[int]:
-        return [min(round(sparsity * site.units), site.units - site.minimum_kept) for site in sites]
+    def wanted(self, sites: Sequence[Site], scores: Sequence[Tensor], sparsity: float) -> list[float]:
+        return [(1 - sparsity) * site.units for site in sites]

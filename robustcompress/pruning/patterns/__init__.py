@@ -1,20 +1,22 @@
 """Patterns: what a mask removes at once (single weights, whole channels, ...)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from robustcompress.errors import ConfigError
+from robustcompress.errors import ConfigError, ModelError
 from robustcompress.families import suggestion
 from robustcompress.member import Member, class_attribute
 from robustcompress.pruning.selection import keep_largest
 
 if TYPE_CHECKING:
+    from robustcompress.pruning.patterns.block import Block as Block
     from robustcompress.pruning.patterns.channel import Channel as Channel
+    from robustcompress.pruning.patterns.n_m import NM as NM
     from robustcompress.pruning.patterns.unstructured import Unstructured as Unstructured
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -63,6 +65,11 @@ class Site(ABC):
         """Names of the layers whose outputs or weights are removed here."""
         return (self.name,)
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the (first) layer's weight: outputs, inputs, sides of the kernel where they are known."""
+        return self.shape if len(self.shape) > 1 else (self.units, self.fan_in)
+
     def select(self, scores: Tensor, removed: int) -> Tensor:
         """Return the mask (bool, shaped ``shape``, True where kept) that drops ``removed`` units."""
         return keep_largest(scores, removed)
@@ -102,6 +109,8 @@ class Pattern(Member, ABC):
     family: ClassVar[str] = "robustcompress.pruning.patterns"
     removes_structure: ClassVar[bool] = False
     """Whether what is masked can be physically removed, so that layers become smaller."""
+    units_are_weights: ClassVar[bool] = False
+    """Whether every unit is one weight, so that masks may move while weights train."""
 
     @property
     def fixed_sparsity(self) -> float | None:
@@ -155,6 +164,36 @@ def split_prunable(model: nn.Module, ignore: Sequence[str]) -> tuple[dict[str, n
     for pattern in sorted(unmatched):
         raise ConfigError(f"ignore={pattern!r} matches no layer.{suggestion(pattern, names)}")
     return layers, frozen
+
+
+def plan_layers(
+    model: nn.Module, ignore: Sequence[str], site_of: Callable[[str, nn.Module], Site | str]
+) -> Plan:
+    """Return a plan with one site for each layer's weight.
+
+    Args:
+        model: The network.
+        ignore: Globs of module names that stay dense.
+        site_of: Returns a layer's site, or why it stays dense.
+
+    Raises:
+        ModelError: If no layer is left.
+        ConfigError: If a glob of ``ignore`` matches no prunable layer.
+    """
+    layers, frozen = split_prunable(model, ignore)
+    sites: list[Site] = []
+    for name, module in layers.items():
+        found = site_of(name, module)
+        if isinstance(found, Site):
+            sites.append(found)
+        else:
+            frozen.append(Frozen(name, found))
+    if not sites:
+        raise ModelError(
+            "the network has no Conv1d, Conv2d, Conv3d or Linear layer left to prune"
+            + (f" ({len(frozen)} are left alone: {frozen[0].name}: {frozen[0].reason})." if frozen else ".")
+        )
+    return Plan(tuple(sites), tuple(frozen))
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from robustcompress.errors import ModelError
@@ -14,15 +15,28 @@ from robustcompress.pruning.rehearsal import rehearse
 
 
 class ChannelSite(Site):
-    """The channels of one group of coupled layers, each a unit."""
+    """The channels of one group of coupled layers, each a unit.
 
-    def __init__(self, group: ChannelGroup, fan_in: int) -> None:
+    Args:
+        group: The group.
+        weight: Of the group's first layer.
+        granularity: Kept channels are a multiple of it.
+    """
+
+    def __init__(self, group: ChannelGroup, weight: Tensor, granularity: int = 1) -> None:
         self.group = group
         self.name = group.name
         self.shape = (group.channels,)
-        self.fan_in = fan_in
+        self.fan_in = weight[0].numel()
         self.parameters = tuple(name for place in group.places for name in place.parameters)
-        self.minimum_kept = 1
+        self.granularity = granularity
+        self.minimum_kept = min(granularity, group.channels)
+
+        self._weight_shape = tuple(weight.shape)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return self._weight_shape
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -32,7 +46,7 @@ class ChannelSite(Site):
     def saliency(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Return the L2 norm of each channel's filters, over all layers that produce it; ``[channels]``."""
         squares = [
-            parameters[place.parameters[0]][place.positions[:, 0]].flatten(1).square().sum(1)
+            parameters[place.parameters[0]][place.positions].flatten(1).square().sum(1)
             for place in self.group.producers
         ]
         return torch.stack(squares).sum(0).sqrt()
@@ -51,6 +65,8 @@ class Channel(Pattern):
     the whole stream of a stage is one group), at least one channel kept. A network that loses half of the
     channels of every group loses about three quarters of its weights.
 
+    Widths are rounded: runtimes compute channels in blocks, and 63 of them can take longer than 64.
+
     While scores learn, a mask gates what the next layers do with a channel. Baked in, it covers the
     channel's filters, their biases and the weight and bias of its batch normalisations, so that no constant
     is left and the channel can be removed physically.
@@ -60,9 +76,15 @@ class Channel(Pattern):
         each channel: dL/ds is the sum of dL/dW_eff * W over all weights that take the channel in, times
         sign(s). Coupled groups: Fang et al. 2023, https://arxiv.org/abs/2301.12900.
         Differs: HYDRA removes single weights only.
+
+    Attributes:
+        round_to: Kept channels of a group are a multiple of it; of half of it, a quarter, ... for groups
+            that have fewer than four times as many channels, so that each can lose a quarter. 1 rounds
+            nothing.
     """
 
     removes_structure: ClassVar[bool] = True
+    round_to: int = Field(default=16, ge=1)
 
     def plan(self, model: nn.Module, example_inputs: Tensor, ignore: Sequence[str]) -> Plan:
         found = rehearse(model, example_inputs, couplings(model, example_inputs, ignore))
@@ -72,10 +94,19 @@ class Channel(Pattern):
                 f"no channel of the network can be removed exactly ({reasons}). Use the pattern "
                 "'unstructured', or ignore fewer layers."
             )
-        sites = [ChannelSite(group, _fan_in(model, group)) for group in found.groups]
+        sites = [
+            ChannelSite(
+                group,
+                model.get_submodule(group.name).get_parameter("weight"),
+                granularity(group.channels, self.round_to),
+            )
+            for group in found.groups
+        ]
         return Plan(tuple(sites), found.frozen)
 
 
-def _fan_in(model: nn.Module, group: ChannelGroup) -> int:
-    """Return how many inputs one output of the group's first layer sums over."""
-    return model.get_submodule(group.name).get_parameter("weight")[0].numel()
+def granularity(channels: int, round_to: int) -> int:
+    """Return of what the kept ones of so many channels are a multiple."""
+    while round_to > 1 and channels < 4 * round_to:
+        round_to //= 2
+    return round_to

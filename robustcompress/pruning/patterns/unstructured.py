@@ -1,12 +1,12 @@
 """Single weights, anywhere: HYDRA's own granularity."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from robustcompress.errors import ModelError
-from robustcompress.pruning.patterns import Pattern, Plan, Site, split_prunable
+from robustcompress.pruning.patterns import Pattern, Plan, Site, plan_layers
 
 
 class WeightSite(Site):
@@ -37,16 +37,7 @@ class Unstructured(Pattern):
         Sehwag et al. 2020 (HYDRA), https://arxiv.org/abs/2002.10509, section 3.
     """
 
+    units_are_weights: ClassVar[bool] = True
+
     def plan(self, model: nn.Module, example_inputs: Tensor, ignore: Sequence[str]) -> Plan:
-        layers, frozen = split_prunable(model, ignore)
-        sites = [WeightSite(name, module.get_parameter("weight")) for name, module in layers.items()]
-        if not sites:
-            raise ModelError(
-                "the network has no Conv1d, Conv2d, Conv3d or Linear layer left to prune"
-                + (
-                    f" ({len(frozen)} are left alone: {frozen[0].name}: {frozen[0].reason})."
-                    if frozen
-                    else "."
-                )
-            )
-        return Plan(tuple(sites), tuple(frozen))
+        return plan_layers(model, ignore, lambda name, layer: WeightSite(name, layer.get_parameter("weight")))

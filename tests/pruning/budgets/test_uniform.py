@@ -26,3 +26,10 @@ def test_exact_products_are_met_exactly() -> None:
 def test_other_products_are_rounded_and_one_unit_stays(units: int, sparsity: float, removed: int) -> None:
     site = WeightSite("layer", torch.empty(units, 1))
     assert Uniform().removed([site], [torch.empty(units, 1)], sparsity) == [removed]
+
+
+def test_layers_are_rounded_so_that_the_whole_is_exact() -> None:
+    """Each layer for itself would lose 2 of 5 three times, so 6 of 15; 0.45 * 15 is 6.75."""
+    sites = [WeightSite(str(index), torch.empty(5, 1)) for index in range(3)]
+    removed = Uniform().removed(sites, [torch.empty(5, 1)] * 3, 0.45)
+    assert sorted(removed) == [2, 2, 3]

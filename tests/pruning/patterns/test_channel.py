@@ -192,7 +192,8 @@ def test_a_removed_channel_that_would_help_comes_back() -> None:
 def test_a_network_without_a_removable_channel_says_why() -> None:
     network = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2))
     with pytest.raises(
-        ModelError, match=r"\(0: its channels pass through Sigmoid, .*; 2: .* outputs\)\. Use the"
+        ModelError,
+        match=r"\(0: its channels reach '2' as something other than zero; 2: .* outputs\)\. Use the",
     ):
         Channel().plan(network, torch.rand(2, 3), ())
 
