@@ -46,6 +46,7 @@ def assert_same(first: nn.Module, second: nn.Module) -> None:
 
 
 def test_a_users_own_network_goes_through_every_stage(tmp_path: Path) -> None:
+    torch.manual_seed(0)
     model = Residual()
     before = copy.deepcopy(model)
     result = compressor(tmp_path / "run", model=model).compress()
