@@ -79,6 +79,19 @@ class Attack(Member, ABC):
         """Return name and budget as tables print them, such as ``PGD-20x1``."""
 
 
+def refuse_equal_restarts(restarts: int, *, random_start: bool) -> None:
+    """Check that restarts differ from each other.
+
+    Raises:
+        ValueError: If they would repeat one attempt.
+    """
+    if restarts > 1 and not random_start:
+        raise ValueError(
+            f"{restarts} restarts without random_start repeat one attempt; set random_start: true or "
+            "restarts: 1"
+        )
+
+
 class TargetedAttack(Attack, ABC):
     """An attack that aims at one wrong class after another, and may be told which ones are out of reach."""
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from robustcompress.robustness.attacks import Logits, TargetedAttack
 from robustcompress.robustness.auto_pgd import Findings, border_point
 from robustcompress.robustness.boundary import BoundarySearch
-from robustcompress.robustness.targets import ranked_targets, target_groups
+from robustcompress.robustness.targets import attack_targets
 from robustcompress.robustness.threat import Threat
 
 
@@ -55,36 +55,23 @@ class FabT(TargetedAttack):
         reachable: Tensor | None = None,
     ) -> Tensor:
         images = images.detach()
-        with torch.no_grad():
-            logits = logits_of(images)
-        findings = Findings.begin(images, logits.argmax(1) == labels)
-        targets = ranked_targets(logits, labels, self.targets)
-        allowed = torch.ones_like(targets, dtype=torch.bool)
-        if reachable is not None:
-            allowed = reachable.gather(1, targets)
         attempt = BoundarySearch(self.steps, self.alpha_max, self.eta, self.beta)
         halfway = threat.model_copy(update={"eps": threat.eps / 2})
-        for number in range(self.restarts):
-            aimed = allowed & findings.standing[:, None]
-            for group in target_groups(aimed, together=self.together):
-                # Drawn for the whole batch and every target: what is skipped changes nothing for the others.
-                starts = [border_point(images, halfway, generator) if number else images for _ in group]
-                rows = [aimed[:, place].nonzero().flatten() for place in group]
-                every = torch.cat(rows)
-                if len(every) == 0:
-                    continue
-                attempt.search(
-                    logits_of,
-                    threat,
-                    images[every],
-                    torch.cat([start[some] for start, some in zip(starts, rows, strict=True)]),
-                    labels[every],
-                    torch.cat([targets[some, place] for place, some in zip(group, rows, strict=True)]),
-                    every,
-                    findings,
-                )
-                aimed &= findings.standing[:, None]
-        return findings.images
+
+        def search(rows: Tensor, starts: Tensor, targets: Tensor, findings: Findings) -> None:
+            attempt.search(logits_of, threat, images[rows], starts, labels[rows], targets, rows, findings)
+
+        return attack_targets(
+            logits_of,
+            images,
+            labels,
+            count=self.targets,
+            restarts=self.restarts,
+            together=self.together,
+            reachable=reachable,
+            start=lambda number: border_point(images, halfway, generator) if number else images,
+            search=search,
+        )
 
     def __str__(self) -> str:
         return f"FAB-T-{self.steps}x{self.targets}" + (f"x{self.restarts}" if self.restarts > 1 else "")

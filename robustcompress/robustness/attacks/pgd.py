@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustcompress.fractions import Number
 from robustcompress.robustness.ascent import Region, step_length
-from robustcompress.robustness.attacks import Attack, Logits, Settings
+from robustcompress.robustness.attacks import Attack, Logits, Settings, refuse_equal_restarts
 from robustcompress.robustness.probe import probe
 from robustcompress.robustness.threat import Threat
 
@@ -42,11 +42,7 @@ class Pgd(Attack):
 
     @model_validator(mode="after")
     def _restarts_differ(self) -> Self:
-        if self.restarts > 1 and not self.random_start:
-            raise ValueError(
-                f"{self.restarts} restarts without random_start repeat one attempt; set random_start: true "
-                "or restarts: 1"
-            )
+        refuse_equal_restarts(self.restarts, random_start=self.random_start)
         return self
 
     def run(
