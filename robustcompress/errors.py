@@ -84,3 +84,9 @@ class InterruptedRunError(RobustCompressError):
     """The run was stopped by a signal and can be resumed."""
 
     exit_code = 130
+
+
+def first_line(error: BaseException) -> str:
+    """Return what went wrong as one sentence, for an error of somebody else's that one of these passes on."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}."

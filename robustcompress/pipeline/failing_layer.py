@@ -24,12 +24,6 @@ def failing_layer(error: BaseException | None) -> str | None:
     return None
 
 
-def first_line(error: BaseException) -> str:
-    """Return what went wrong as one sentence."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}."
-
-
 def _running(error: BaseException) -> Iterator[nn.Module]:
     """Yield the modules whose methods were running, outermost first."""
     trace = error.__traceback__

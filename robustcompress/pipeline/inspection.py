@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from robustcompress.errors import ModelError, RobustCompressError
+from robustcompress.errors import ModelError, RobustCompressError, first_line
 from robustcompress.pipeline.constraints import within_constraints
 from robustcompress.pipeline.context import Context
-from robustcompress.pipeline.failing_layer import failing_layer, first_line
+from robustcompress.pipeline.failing_layer import failing_layer
 from robustcompress.pipeline.inspection_text import as_text, site_table
 from robustcompress.pruning.costs import CostForm, network_costs
 from robustcompress.pruning.patterns import Plan, Site

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from robustcompress.errors import ModelError
+from robustcompress.errors import ModelError, first_line
 
 
 def private_copy(model: nn.Module) -> nn.Module:
@@ -18,7 +18,7 @@ def private_copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:
         raise ModelError(
-            f"{type(model).__name__} must be copyable with copy.deepcopy; {_first_line(error)} "
+            f"{type(model).__name__} must be copyable with copy.deepcopy; {first_line(error)} "
             "Keep tensors that belong to a graph, locks and open files out of its attributes."
         ) from error
 
@@ -45,7 +45,7 @@ def run(model: nn.Module, inputs: Tensor) -> Tensor:
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} must run on {inputs.dtype} images of shape {list(inputs.shape)}; "
-            f"{_first_line(error)} Pass example_inputs as the network takes them."
+            f"{first_line(error)} Pass example_inputs as the network takes them."
         ) from error
     if not isinstance(logits, Tensor):
         raise ModelError(
@@ -53,9 +53,3 @@ def run(model: nn.Module, inputs: Tensor) -> Tensor:
             "Wrap it in a module that returns the logits alone."
         )
     return logits
-
-
-def _first_line(error: Exception) -> str:
-    """Return what went wrong in one line."""
-    message = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {message[0].rstrip('.') if message else 'no message'}."

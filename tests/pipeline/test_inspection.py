@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robustcompress.errors import ModelError
+from robustcompress.errors import ModelError, first_line
 from robustcompress.graph.cost import count_macs
-from robustcompress.pipeline.failing_layer import failing_layer, first_line
+from robustcompress.pipeline.failing_layer import failing_layer
 from robustcompress.pipeline.inspection import FrozenRow, Inspection, SiteRow, position_bytes
 from robustcompress.pipeline.inspection_text import short
 from robustcompress.pruning.patterns.channel import Channel
