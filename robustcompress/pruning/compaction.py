@@ -13,6 +13,7 @@ from robustcompress.pruning.dependence import Dependence
 from robustcompress.pruning.groups import ChannelGroup, couplings
 from robustcompress.pruning.liveness import live_channels
 from robustcompress.pruning.patterns import Frozen
+from robustcompress.pruning.patterns.channel import granularity
 from robustcompress.pruning.proof import Probe, Proof, probes, prove
 from robustcompress.pruning.readings import Reading
 from robustcompress.pruning.rehearsal import TOLERANCE, rehearse
@@ -54,6 +55,7 @@ def compact(
     *,
     check_inputs: Tensor | None = None,
     ignore: Sequence[str] = (),
+    round_to: int = 1,
     seed: int = 0,
 ) -> Compacted:
     """Return a copy of ``model`` without the channels that are dead, proven to compute the same.
@@ -80,6 +82,8 @@ def compact(
         example_inputs: float ``[batch, ...]``; the network is traced with them.
         check_inputs: Real images for the proof beside ``example_inputs``, float ``[batch, ...]``.
         ignore: Globs of layers whose weights must stay as they are.
+        round_to: Widths that are left are multiples of it, as the channel pattern rounds them: so many dead
+            channels stay, as zeros. 63 channels can take longer than 64.
         seed: Draws the random images.
 
     Raises:
@@ -91,11 +95,11 @@ def compact(
     images = probes(example_inputs, check_inputs, seed)
     masked = double_copy(model)
     observed = _observe(masked, images)
-    settled = _settle(masked, found.groups, observed)
+    settled = _settle(masked, found.groups, observed, round_to)
     if any(bool(removal.channels.any()) for removal in settled.removals):
         rehearsed = rehearse(model, example_inputs, found)
         if len(rehearsed.groups) < len(found.groups):
-            settled = _settle(masked, rehearsed.groups, observed)
+            settled = _settle(masked, rehearsed.groups, observed, round_to)
         found = rehearsed
     exact = settled.network
     remove(exact, settled.removals)
@@ -155,7 +159,9 @@ def _observe(masked: nn.Module, images: Sequence[Probe]) -> Observed:
     return Observed(readings, means or {})
 
 
-def _settle(masked: nn.Module, groups: Sequence[ChannelGroup], observed: Observed) -> _Settled:
+def _settle(
+    masked: nn.Module, groups: Sequence[ChannelGroup], observed: Observed, round_to: int
+) -> _Settled:
     """Find the dead channels, and free a copy of the network of their constants."""
     network = private_copy(masked)
     parameters = dict(network.named_parameters())
@@ -172,6 +178,9 @@ def _settle(masked: nn.Module, groups: Sequence[ChannelGroup], observed: Observe
         if bool(dead.all()):
             emptied |= {place.layer for place in (*group.producers, *group.norms)}
             dead[0] = False
+        left, multiple = int((~dead).sum()), granularity(group.channels, round_to)
+        stay = min(-left % multiple, int(dead.sum()))
+        dead[dead.nonzero().flatten()[:stay]] = False
         removals.append(Removal(group, dead))
     return _Settled(network, removals, moved, emptied)
 

@@ -16,6 +16,7 @@ from robustcompress.pruning.compaction import Compacted, compact
 from robustcompress.pruning.groups import couplings
 from robustcompress.pruning.masking import Masking
 from robustcompress.pruning.patterns import PRUNABLE
+from robustcompress.pruning.patterns.channel import granularity
 from robustcompress.pruning.patterns.unstructured import Unstructured
 from robustcompress.pruning.scores.learned import Learned
 from tests.pruning.conftest import CASES, build
@@ -113,3 +114,16 @@ def test_the_second_time_nothing_is_left_to_remove() -> None:
     assert sum(once.removed.values()) > 0
     assert not any(twice.removed.values())
     assert twice.difference == 0.0
+
+
+@pytest.mark.parametrize("name", ["resnet18", "small_cnn"])
+def test_widths_that_are_left_are_rounded_and_no_living_channel_goes(name: str) -> None:
+    network, images = sparse(name, 0.97, "global")
+    exact, rounded = compact(network, images), compact(network, images, round_to=16)
+    agree(network, rounded, images)
+    assert sum(rounded.removed.values()) > 0
+    for group in couplings(network, images).groups:
+        left, multiple = group.channels - rounded.removed[group.name], granularity(group.channels, 16)
+        assert left % multiple == 0
+        # Not one more than rounding needs.
+        assert 0 <= exact.removed[group.name] - rounded.removed[group.name] < multiple

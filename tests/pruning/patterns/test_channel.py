@@ -211,3 +211,13 @@ def test_what_only_the_rehearsal_finds_is_frozen_in_the_plan() -> None:
     plan = Channel().plan(Constant(), torch.rand(2, 3), ())
     assert [site.name for site in plan.sites] == ["b"]
     assert [item.name for item in plan.frozen] == ["a", "c"]
+
+
+def test_every_group_keeps_the_least_or_all(named_case: Build) -> None:
+    case = named_case("resnet18")
+    plan = Channel(round_to=2, least=6).plan(case.network, case.images, ())
+    sites = [site for site in plan.sites if isinstance(site, ChannelSite)]
+    masking = attach(sites, case.network, 0.9)
+    assert any(site.units > 6 for site in sites)
+    for site, mask in zip(sites, masking.masks, strict=True):
+        assert int(mask.sum()) == min(site.units, 6)
