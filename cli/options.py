@@ -51,8 +51,10 @@ ConstraintOption = Annotated[
         "or latency_ms=2; may be repeated.",
     ),
 ]
-PatternOption = Annotated[str | None, typer.Option(help="unstructured or channel.")]
-ScoreOption = Annotated[str | None, typer.Option(help="learned (HYDRA) or magnitude (LWM).")]
+PatternOption = Annotated[str | None, typer.Option(help="unstructured, channel, n_m or block.")]
+ScoreOption = Annotated[
+    str | None, typer.Option(help="learned (HYDRA), magnitude (LWM), snip, taylor or flying_bird.")
+]
 IgnoreOption = Annotated[
     list[str] | None, typer.Option(help="Leave layers that match this glob dense; may be repeated.")
 ]

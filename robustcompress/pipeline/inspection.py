@@ -16,6 +16,7 @@ from robustcompress.pipeline.inspection_text import as_text, site_table
 from robustcompress.pruning.costs import CostForm, network_costs
 from robustcompress.pruning.patterns import Plan, Site
 from robustcompress.pruning.patterns.channel import ChannelSite
+from robustcompress.pruning.scores import GradientScore
 from robustcompress.pruning.second_opinion import AGREES, second_opinion
 
 _FLOAT_BYTES = 4
@@ -281,6 +282,11 @@ def _notes(context: Context, uncalled: Sequence[str]) -> tuple[str, ...]:
         notes.append("Channels that the masks leave dead go too: what comes out may be smaller, and faster.")
     if recipe.budget.learns:
         notes.append(f"The budget {recipe.budget.kind!r} learns: these are the counts that it begins with.")
+    if recipe.budget.ranks and isinstance(recipe.score, GradientScore):
+        notes.append(
+            f"How much each layer loses is shown as magnitudes rank it: scores of {recipe.score.kind!r} are "
+            "measured in the prune stage and may rank it otherwise."
+        )
     if recipe.constraints:
         notes.append("Removed are as many units as the constraints ask for.")
     if uncalled:

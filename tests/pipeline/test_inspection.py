@@ -200,6 +200,10 @@ def test_notes_tell_where_numbers_are_not_the_last_word(tmp_path: Path) -> None:
     assert any("1 layers compute through functions or not at all ('extra')" in note for note in found.notes)
     found = inspected(tmp_path / "b", pattern="channel", budget="learned", score="learned")
     assert any("'learned' learns: these are the counts that it begins with" in note for note in found.notes)
+    for budget, score in (("global", "snip"), ("global", "learned"), ("uniform", "snip")):
+        found = inspected(tmp_path / f"{budget}-{score}", pattern="channel", budget=budget, score=score)
+        ranked_later = any("as magnitudes rank it: scores of 'snip'" in note for note in found.notes)
+        assert ranked_later == ((budget, score) == ("global", "snip"))
     found = inspected(tmp_path / "c", pattern="channel", constraints={"macs": "50%"})
     assert found.macs_after <= found.macs / 2
     assert any("as the constraints ask for" in note for note in found.notes)

@@ -45,6 +45,8 @@ class Budget(Member, ABC):
     family: ClassVar[str] = "robustcompress.pruning.budgets"
     learns: ClassVar[bool] = False
     """Whether ``rates`` returns something, for which it needs the network's costs."""
+    ranks: ClassVar[bool] = False
+    """Whether the scores' values decide how much each site keeps."""
 
     def counts(self, sites: Sequence[Site], scores: Sequence[Tensor], sparsity: float) -> list[int]:
         """Return for each site how many units go; sites whose pattern fixes it are not asked.

@@ -1,7 +1,7 @@
 """One threshold for the scores of all sites."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -26,6 +26,7 @@ class Global(Budget):
         Differs: every site keeps its minimum.
     """
 
+    ranks: ClassVar[bool] = True
     scale: Literal["none", "rms"] = "none"
 
     def wanted(self, sites: Sequence[Site], scores: Sequence[Tensor], sparsity: float) -> list[float]:

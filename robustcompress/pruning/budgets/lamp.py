@@ -1,6 +1,7 @@
 """One threshold for scores that say what a unit is worth within its layer."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class Lamp(Budget):
         Differs: of the scores' squares, which for the learned and the magnitude score give the same as the
         weights'; and for channels of their norms.
     """
+
+    ranks: ClassVar[bool] = True
 
     def wanted(self, sites: Sequence[Site], scores: Sequence[Tensor], sparsity: float) -> list[float]:
         least = [least_kept(site) for site in sites]
