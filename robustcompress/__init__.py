@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from robustcompress.pruning import scores as scores
     from robustcompress.recipe import Recipe as Recipe
     from robustcompress.report.comparison import Comparison as Comparison
-    from robustcompress.report.comparison import print_comparison as print_comparison
+    from robustcompress.report.comparison_table import print_comparison as print_comparison
     from robustcompress.report.judgement import Judgement as Judgement
     from robustcompress.report.judgement import print_judgement as print_judgement
     from robustcompress.report.model import Report as Report
@@ -92,7 +92,7 @@ _PUBLIC = {
     "networks": "robustcompress.zoo.networks:",
     "objectives": "robustcompress.training.objectives:",
     "patterns": "robustcompress.pruning.patterns:",
-    "print_comparison": "robustcompress.report.comparison:print_comparison",
+    "print_comparison": "robustcompress.report.comparison_table:print_comparison",
     "print_judgement": "robustcompress.report.judgement:print_judgement",
     "print_report": "robustcompress.report.table:print_report",
     "read_network": "robustcompress.export.network:read_network",

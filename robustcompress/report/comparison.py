@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
-from rich.console import Console, Group
-from rich.table import Table
 
 from robustcompress.report.model import FileInfo, Report
 from robustcompress.robustness.measurement import Count, Measurement
@@ -106,39 +104,6 @@ def compared(rows: Sequence[Row], *, machine: str = "", left_out: Sequence[str] 
         machine=machine,
         left_out=tuple(left_out),
     )
-
-
-def comparison_table(comparison: Comparison) -> Table:
-    """Return the rows for a terminal; an asterisk marks the Pareto front of bytes and robust accuracy."""
-    table = Table(title=protocol_text(comparison.protocol))
-    table.add_column("")
-    table.add_column("file", overflow="fold")
-    for heading in ("bytes", "ms", "MACs", "sparsity", "clean", "robust", "certified"):
-        table.add_column(heading, justify="right")
-    table.add_column("not ranked because", overflow="fold")
-    for row in comparison.rows:
-        table.add_row(
-            "*" if row.on_front else "",
-            row.name,
-            f"{row.size_bytes:,}",
-            "" if row.timing is None else f"{row.timing.median_ms:.3g}",
-            f"{row.macs:,}",
-            f"{row.sparsity:.2%}",
-            percent(row.clean),
-            percent(row.robust),
-            percent(row.certified),
-            row.note,
-        )
-    return table
-
-
-def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Print the table, by default on stdout, and beneath it what was left out and where it was timed."""
-    lines = [f"left out: {text}" for text in comparison.left_out]
-    if comparison.machine:
-        lines.append(f"ms: one image on one thread, median; {comparison.machine}")
-    lines.append("*: on the Pareto front of bytes and robust accuracy")
-    (console or Console(highlight=False)).print(Group(comparison_table(comparison), *lines), markup=False)
 
 
 def protocol_text(protocol: Mapping[str, str]) -> str:

@@ -10,11 +10,10 @@ from robustcompress.report.comparison import (
     Row,
     Timing,
     compared,
-    comparison_table,
-    print_comparison,
     protocol_text,
     rows_of,
 )
+from robustcompress.report.comparison_table import comparison_table, print_comparison
 from robustcompress.report.model import Report
 from robustcompress.robustness.alarms import kinds
 from robustcompress.robustness.alarms.check import judged
@@ -138,23 +137,40 @@ def test_rows_without_a_robust_accuracy_do_not_decide_what_is_usual() -> None:
     assert protocol_text({}) == "no robust accuracy was measured"
 
 
-def test_the_table_shows_every_number(capsys: pytest.CaptureFixture[str]) -> None:
-    timed = row("a", 12_345, 30, timing=Timing(median_ms=1.234, low_ms=1, high_ms=2, calls=9), certified=None)
-    found = compared([timed], machine="a machine", left_out=["runs/x: nothing"])
-    print_comparison(found, Console(width=250))
-    shown = capsys.readouterr().out
-    for part in (
-        "12,345",
-        "1.23",
-        "90.00%",
-        "90.0%",
-        "30.0%",
-        "*",
-        "Linf eps 0.1",
-        "a machine",
-        "runs/x: nothing",
-    ):
+def printed(comparison: Comparison, width: int = 80) -> str:
+    console = Console(width=width)
+    with console.capture() as captured:
+        print_comparison(comparison, console)
+    return captured.get()
+
+
+def test_the_table_shows_every_number() -> None:
+    certified = Count(correct=7, count=100)
+    timing = Timing(median_ms=1.234, low_ms=1, high_ms=2, calls=9)
+    timed = row("a", 12_345, 30, timing=timing, certified=certified, macs=430_222)
+    shown = printed(compared([timed], machine="a machine", left_out=["runs/x: nothing"]))
+    parts = ("12,345", "1.23", "430k", "90.0%", "30.0%", "7.0%", "*", "Linf eps 0.1", "a machine")
+    for part in (*parts, "left out: runs/x: nothing"):
         assert part in shown
+
+
+def test_columns_without_a_value_are_left_out_and_notes_stand_beneath() -> None:
+    odd = row("runs/odd/m.onnx", 10, 99, protocol={**PROTOCOL, "data": "x"})
+    found = compared([odd, *(row(f"runs/{n}/m.onnx", n, 30) for n in (1, 2))])
+    shown = printed(found)
+    assert "ms" not in shown.split("files are in")[0].split()
+    assert "proven" not in shown
+    assert "1: not ranked: other data: x instead of mini" in shown
+    assert "files are in runs\n" in shown
+    assert "runs/odd" not in shown
+    assert "odd/m.onnx" in shown
+    assert len(set(map(len, shown.split("files are in")[0].splitlines()[2:8]))) == 1  # no cell was broken
+
+
+def test_files_of_no_common_folder_keep_their_names() -> None:
+    shown = printed(compared([row("runs/a/m.onnx", 1, 30), row("/data/m.onnx", 2, 40)]))
+    assert "files are in" not in shown
+    assert "/data/m.onnx" in shown
 
 
 def test_a_comparison_is_the_same_after_json() -> None:
