@@ -1,9 +1,11 @@
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 
 from robustcompress import Recipe
 from robustcompress.cli.judging import parse_attack
-from robustcompress.cli.main import app
+from robustcompress.cli.main import app, run
 from robustcompress.cli.options import Choices, free_folder
 from robustcompress.errors import ConfigError
 
@@ -29,14 +31,29 @@ QUICK = [
 ]
 
 
-def call(*arguments: str, check: int = 0) -> "subprocess.CompletedProcess[str]":
-    """Run the command line as a user does."""
+def start(*arguments: str, check: int = 0) -> "subprocess.CompletedProcess[str]":
+    """Run the command line as a user does, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "robustcompress.cli.main", *arguments],
         capture_output=True,
         text=True,
         check=False,
     )
+    assert done.returncode == check, done.stderr + done.stdout
+    return done
+
+
+def call(*arguments: str, check: int = 0) -> "subprocess.CompletedProcess[str]":
+    """Run the command line in this process, entry point and exit code included: seconds faster."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["robustcompress", *arguments])
+        try:
+            run()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+    done = subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
     assert done.returncode == check, done.stderr + done.stdout
     return done
 
@@ -53,7 +70,7 @@ def test_a_pattern_that_says_its_own_sparsity_needs_no_other() -> None:
 
 def test_one_command_goes_from_training_to_an_attacked_file(tmp_path: Path) -> None:
     out = tmp_path / "not" / "there" / "yet"
-    done = call("prune", "--out", str(out), "--sparsity", "0.8", "--json", *QUICK)
+    done = start("prune", "--out", str(out), "--sparsity", "0.8", "--json", *QUICK)
     found: dict[str, Any] = json.loads(done.stdout)  # one value on stdout, nothing else
     assert "pretrain" in done.stderr
     assert found["run_dir"] == str(out)
@@ -105,7 +122,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_errors_have_a_message_an_exit_code_and_json(tmp_path: Path) -> None:
-    done = call("prune", "--objective", "tradez", "--json", check=2)
+    done = start("prune", "--objective", "tradez", "--json", check=2)
     assert json.loads(done.stdout)["error"]["kind"] == "ConfigError"
     assert "Did you mean 'trades'" in done.stderr
     assert "Traceback" not in done.stderr
