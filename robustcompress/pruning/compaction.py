@@ -159,9 +159,7 @@ def _observe(masked: nn.Module, images: Sequence[Probe]) -> Observed:
     return Observed(readings, means or {})
 
 
-def _settle(
-    masked: nn.Module, groups: Sequence[ChannelGroup], observed: Observed, round_to: int
-) -> _Settled:
+def _settle(masked: nn.Module, groups: Sequence[ChannelGroup], observed: Observed, round_to: int) -> _Settled:
     """Find the dead channels, and free a copy of the network of their constants."""
     network = private_copy(masked)
     parameters = dict(network.named_parameters())
