@@ -12,13 +12,8 @@ from robustcompress.pipeline.context import Context
 from robustcompress.pruning.compaction import compact as remove_channels
 from robustcompress.pruning.copies import private_copy
 from robustcompress.pruning.patterns import PRUNABLE
-from robustcompress.pruning.patterns.channel import Channel
 from robustcompress.storage.artifact import Artifact
 from robustcompress.storage.rebuild import load_into
-
-# Where single weights went: a few empty channels more cost next to no bytes in a sparse file, an odd width
-# costs time.
-_ROUND_TO = 16
 
 
 def compact(context: Context, before: Artifact) -> Artifact:
@@ -69,9 +64,11 @@ def _without_dead_channels(context: Context) -> _Smaller:
     if not pattern.removes_structure and not single_weights:
         return _Smaller(context.model)
     try:
-        round_to = pattern.round_to if isinstance(pattern, Channel) else _ROUND_TO
         found = remove_channels(
-            context.model, context.example_inputs, ignore=recipe.ignore, round_to=round_to
+            context.model,
+            context.example_inputs,
+            ignore=recipe.ignore,
+            round_to=pattern.round_widths_to,
         )
         if not pattern.removes_structure:
             if not any(found.removed.values()):

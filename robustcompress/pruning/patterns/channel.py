@@ -90,6 +90,11 @@ class Channel(Pattern):
     round_to: int = Field(default=16, ge=1)
     least: int = Field(default=1, ge=1)
 
+    @property
+    def round_widths_to(self) -> int:
+        """The same for dead channels that go later."""
+        return self.round_to
+
     def plan(self, model: nn.Module, example_inputs: Tensor, ignore: Sequence[str]) -> Plan:
         found = rehearse(model, example_inputs, couplings(model, example_inputs, ignore))
         if not found.groups:
