@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from common import commit, run, spread
+from common import commit, finish, finished, grouped, run, spread
 
 import robustcompress
 from robustcompress.recipe import with_changes
@@ -157,10 +157,8 @@ def row(
     searched = method == "hydra" and not quick
     rate = score_rate(name, sparsity, first, out) if searched else None
     folder, result = trained(name, method, sparsity, seed, out, quick=quick, rate=rate)
-    done = folder / "row.json"
-    if done.exists():
-        found: dict[str, Any] = json.loads(done.read_text())
-        return found
+    if (earlier := finished(folder)) is not None:
+        return earlier
     file = result.files[0]
     proof = robustcompress.certify_data_set(
         robustcompress.OnnxSession(file.path),
@@ -197,8 +195,7 @@ def row(
         "bytes": file.size_bytes,
         "device": proof.device,
     }
-    done.write_text(json.dumps(found))
-    return found
+    return finish(folder, found)
 
 
 def test_batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -215,9 +212,7 @@ def table(found: list[dict[str, Any]]) -> str:
         "| technique | network | sparsity | clean | attacked | certified | at radius | file, bytes |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    keys = dict.fromkeys((item["technique"], item["method"], item["sparsity"]) for item in found)
-    for name, method, sparsity in keys:
-        group = [i for i in found if (i["technique"], i["method"], i["sparsity"]) == (name, method, sparsity)]
+    for (name, method, sparsity), group in grouped(found, "technique", "method", "sparsity").items():
         technique = TECHNIQUES[name]
         cells = [spread([item[kind] for item in group]) for kind in ("clean", "attacked", "certified")]
         size = round(statistics.mean(item["bytes"] for item in group))

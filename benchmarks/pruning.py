@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import commit, run, spread
+from common import accuracy, commit, finish, finished, grouped, run, spread
 
 import robustcompress
 from robustcompress.recipe import with_changes
@@ -97,10 +97,8 @@ def row(method: str, sparsity: float, seed: int, out: Path, *, quick: bool, firs
     searched = method != "dense" and not quick
     rate = best_rate(method, sparsity, first, out, backwards=seed != first) if searched else None
     folder = place(method, sparsity, rate, seed, out)
-    done = folder / "row.json"
-    if done.exists():
-        loaded: dict[str, Any] = json.loads(done.read_text())
-        return loaded
+    if (earlier := finished(folder)) is not None:
+        return earlier
     values, stages = settings(method, sparsity, rate, seed, out, quick=quick)
     result = run(values, folder, [*stages, "compact", "export", "evaluate"])
     found = {
@@ -112,16 +110,7 @@ def row(method: str, sparsity: float, seed: int, out: Path, *, quick: bool, firs
         "device": result.report.run.device,
         "measurements": [m.model_dump(mode="json") for m in result.report.measurements],
     }
-    done.write_text(json.dumps(found))
-    return found
-
-
-def accuracy(found: dict[str, Any], attack: str, *, network: bool) -> float:
-    """Return one accuracy of a row; the attack is named by its beginning."""
-    for measured in found["measurements"]:
-        if measured["attack"].startswith(attack) and (measured["subject"] == "network") == network:
-            return float(measured["accuracy"])
-    raise LookupError(f"{attack} was not measured")
+    return finish(folder, found)
 
 
 NAMES = {
@@ -136,8 +125,7 @@ NAMES = {
 def table(found: list[dict[str, Any]]) -> str:
     heads = [*NAMES.values(), *(f"file: {name}" for name in NAMES.values()), "file, bytes"]
     lines = [f"| network | sparsity | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
-    for method, sparsity in dict.fromkeys((item["method"], item["sparsity"]) for item in found):
-        group = [item for item in found if (item["method"], item["sparsity"]) == (method, sparsity)]
+    for (method, sparsity), group in grouped(found, "method", "sparsity").items():
         cells = [
             spread([accuracy(item, attack, network=network) for item in group])
             for network in (True, False)
@@ -150,15 +138,12 @@ def table(found: list[dict[str, Any]]) -> str:
 
 def figures(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     levels = sorted({item["sparsity"] for item in found if item["sparsity"]})
+    groups = grouped(found, "method", "sparsity")
     made: list[dict[str, Any]] = []
     for level in levels:
         for attack in NAMES:
             means = {
-                method: statistics.mean(
-                    accuracy(item, attack, network=False)
-                    for item in found
-                    if (item["method"], item["sparsity"]) == (method, level)
-                )
+                method: statistics.mean(accuracy(item, attack) for item in groups[method, level])
                 for method in ("hydra", "lwm")
             }
             made.append(

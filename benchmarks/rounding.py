@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from common import commit, run, spread
-from pruning import ATTACKS, accuracy
+from common import accuracy, commit, finish, finished, run, spread
+from pruning import ATTACKS
 from torch import Tensor, nn
 
 import robustcompress
@@ -121,10 +121,8 @@ def arithmetic(arm: str) -> Iterator[None]:
 
 def row(arm: str, seed: int, out: Path, *, quick: bool) -> dict[str, Any]:
     folder = out / f"seed{seed}" / arm.replace(" ", "-").replace("*", "-emulated")
-    done = folder / "row.json"
-    if done.exists():
-        loaded: dict[str, Any] = json.loads(done.read_text())
-        return loaded
+    if (earlier := finished(folder)) is not None:
+        return earlier
     changes: dict[str, Any] = {
         "seed": seed,
         "evaluation.attacks": ATTACKS,
@@ -146,8 +144,7 @@ def row(arm: str, seed: int, out: Path, *, quick: bool) -> dict[str, Any]:
         "device": result.report.run.device,
         "measurements": [m.model_dump(mode="json") for m in result.report.measurements],
     }
-    done.write_text(json.dumps(found))
-    return found
+    return finish(folder, found)
 
 
 def differences(found: list[dict[str, Any]], arm: str, attack: str) -> list[float]:

@@ -13,9 +13,9 @@ Accuracy: a network of three convolutions (32, 64 and 64 channels) and two linea
 network a seed is pretrained; from it every row prunes for P epochs by learned scores and finetunes for F,
 whatever its budget. "50%" and "75%" are the multiply-adds that a uniform budget of so many channels leaves:
 the other budgets get them as a constraint, so that the rows of a level cost the same to run; "learned,
-weights" gets the weights that uniform leaves instead. All rows face
-the same attacks on the same 1,000 test images, and the numbers are those of the exported file. Rows that are
-finished are kept in --out and not run again; --only N works on one seed.
+weights" gets the weights that uniform leaves instead. All rows face the same attacks on the same 1,000 test
+images, and the numbers are those of the exported file. Rows that are finished are kept in --out and not run
+again; --only N works on one seed.
 """
 
 import argparse
@@ -24,12 +24,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import commit, run, spread
+from common import ONE_EPOCH_EACH, accuracy, commit, finish, finished, grouped, run, spread
 from torch import nn
 
 import robustcompress
@@ -68,13 +69,13 @@ def smaller(name: str, level: float, least: int) -> nn.Module:
     return compact(network, images).network
 
 
-def speed(name: str, *, rounds: int) -> list[dict[str, Any]]:
-    """Return for each of ``SPEEDS`` the ratio of multiply-adds and the speed-up."""
+def speed(name: str, kinds: Sequence[tuple[float, int]], *, rounds: int) -> list[dict[str, Any]]:
+    """Return for each of ``kinds``, which are as ``SPEEDS``, the ratio of multiply-adds and the speed-up."""
     images = torch.rand(1, 3, 32, 32)
     sessions: list[Any] = []
     macs: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
-        for level, least in ((0.0, 1), *SPEEDS):
+        for level, least in ((0.0, 1), *kinds):
             network = smaller(name, level, least)
             path = Path(folder) / f"{level}-{least}.onnx"
             robustcompress.formats.Onnx(style="dense").write(network, path, images=images, metadata={})
@@ -99,7 +100,7 @@ def speed(name: str, *, rounds: int) -> list[dict[str, Any]]:
             "macs": macs[0] / macs[index],
             "faster": seconds[0] / seconds[index],
         }
-        for index, (level, least) in enumerate(SPEEDS, start=1)
+        for index, (level, least) in enumerate(kinds, start=1)
     ]
 
 
@@ -124,8 +125,7 @@ def base(seed: int, *, quick: bool) -> dict[str, Any]:
             "evaluation.limit": 100,
             "evaluation.alarms": False,
             "evaluation.attacks": [{"kind": "pgd", "steps": 10}],
-            **{f"{stage}.epochs": 1 for stage in ("pretrain", "prune", "finetune")},
-            **{f"{stage}.warmup_epochs": 0 for stage in ("pretrain", "prune", "finetune")},
+            **ONE_EPOCH_EACH,
         }
     return with_changes(values, changes)
 
@@ -143,10 +143,8 @@ def left_by_uniform(values: dict[str, Any], level: float, cost: str) -> float:
 
 def row(budget: str, level: float, seed: int, out: Path, *, quick: bool) -> dict[str, Any]:
     folder = out / f"seed{seed}" / (budget if budget == "dense" else f"{budget.replace(', ', '-')}-{level:g}")
-    done = folder / "row.json"
-    if done.exists():
-        loaded: dict[str, Any] = json.loads(done.read_text())
-        return loaded
+    if (earlier := finished(folder)) is not None:
+        return earlier
     values = base(seed, quick=quick)
     pretrained = out / f"seed{seed}" / "pretrained"
     run(values, pretrained, ["pretrain"])
@@ -175,20 +173,7 @@ def row(budget: str, level: float, seed: int, out: Path, *, quick: bool) -> dict
         "device": result.report.run.device,
         "measurements": [m.model_dump(mode="json") for m in result.report.measurements],
     }
-    done.write_text(json.dumps(found))
-    return found
-
-
-def accuracy(found: dict[str, Any], attack: str) -> float:
-    """Return the lowest accuracy of the exported file under one attack, white-box or by transfer."""
-    rows = [
-        float(item["accuracy"])
-        for item in found["measurements"]
-        if item["attack"].startswith(attack) and item["subject"] != "network"
-    ]
-    if not rows:
-        raise LookupError(f"{attack} was not measured")
-    return min(rows)
+    return finish(folder, found)
 
 
 NAMES = {
@@ -210,8 +195,7 @@ def table(found: list[dict[str, Any]], attacks: list[str]) -> str:
         "file, bytes",
     ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for budget, level in dict.fromkeys((item["budget"], item["level"]) for item in found):
-        group = [item for item in found if (item["budget"], item["level"]) == (budget, level)]
+    for (budget, level), group in grouped(found, "budget", "level").items():
         means = [
             round(statistics.mean(item[name] for item in group)) for name in ("macs", "weights", "bytes")
         ]
@@ -256,8 +240,7 @@ def figures(speeds: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[d
         }
         for item in speeds
     ]
-    for budget, level in dict.fromkeys((item["budget"], item["level"]) for item in found):
-        group = [item for item in found if (item["budget"], item["level"]) == (budget, level)]
+    for (budget, level), group in grouped(found, "budget", "level").items():
         made.append(
             {
                 "name": f"file, worst case, {budget}" + (f", {level:.0%} of channels" if level else ""),
@@ -280,7 +263,7 @@ def main() -> None:
     out = args.out or Path("runs") / ("benchmark-structured-quick" if args.quick else "benchmark-structured")
     seeds = [0] if args.quick else [int(seed) for seed in args.seeds.split(",")]
     levels = LEVELS[:1] if args.quick else LEVELS
-    budgets = BUDGETS[:3:2] if args.quick else BUDGETS
+    budgets = ("uniform", "learned") if args.quick else BUDGETS
     rows = [("dense", 0.0), *((budget, level) for level in levels for budget in budgets)]
     found = [
         row(budget, level, seed, out, quick=args.quick)
@@ -289,8 +272,10 @@ def main() -> None:
     ]
     if args.only is not None:
         return
-    names = ("resnet18",) if args.quick else ("resnet18", "vgg16_bn")
-    speeds = [item for name in names for item in speed(name, rounds=20 if args.quick else 300)]
+    if args.quick:
+        speeds = speed("resnet18", SPEEDS[1:3], rounds=20)
+    else:
+        speeds = [item for name in ("resnet18", "vgg16_bn") for item in speed(name, SPEEDS, rounds=300)]
     if not args.json:
         print(speed_table(speeds), end="\n\n")
         print(table(found, ["clean", "PGD", "worst"] if args.quick else list(NAMES)))

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import commit, run, spread
+from common import ONE_EPOCH_EACH, accuracy, commit, finish, finished, grouped, run, spread
 
 import robustcompress
 from robustcompress.recipe import with_changes
@@ -66,8 +66,7 @@ def base(data: str, folder: Path | None, seed: int, *, quick: bool) -> dict[str,
             "evaluation.limit": 40,
             "evaluation.alarms": False,
             "evaluation.attacks": [{"kind": "pgd", "steps": 10}],
-            **{f"{stage}.epochs": 1 for stage in ("pretrain", "prune", "finetune")},
-            **{f"{stage}.warmup_epochs": 0 for stage in ("pretrain", "prune", "finetune")},
+            **ONE_EPOCH_EACH,
         }
     return with_changes(values, changes)
 
@@ -82,10 +81,8 @@ def row(method: str, level: float, values: dict[str, Any], out: Path) -> dict[st
     seed = out / f"seed{values['seed']}"
     name = method.replace(", ", "-").replace(" ", "-")
     folder = seed / (name if method == "dense" else f"{name}-{level:g}")
-    done = folder / "row.json"
-    if done.exists():
-        loaded: dict[str, Any] = json.loads(done.read_text())
-        return loaded
+    if (earlier := finished(folder)) is not None:
+        return earlier
     run(values, seed / "pretrained", ["pretrain"])
     total = values["prune"]["epochs"] + values["finetune"]["epochs"]
     changes: dict[str, Any] = {"weights": str(seed / "pretrained" / "stages" / "pretrain"), "sparsity": level}
@@ -109,27 +106,13 @@ def row(method: str, level: float, values: dict[str, Any], out: Path) -> dict[st
         "device": result.report.run.device,
         "measurements": [m.model_dump(mode="json") for m in result.report.measurements],
     }
-    done.write_text(json.dumps(found))
-    return found
-
-
-def accuracy(found: dict[str, Any], attack: str) -> float:
-    """Return the lowest accuracy of the exported file under one attack, white-box or by transfer."""
-    own = [
-        float(item["accuracy"])
-        for item in found["measurements"]
-        if item["attack"].startswith(attack) and item["subject"] != "network"
-    ]
-    if not own:
-        raise LookupError(f"{attack} was not measured")
-    return min(own)
+    return finish(folder, found)
 
 
 def table(found: list[dict[str, Any]], attacks: list[str]) -> str:
     heads = ["network", "sparsity", *(NAMES[name] for name in attacks), "file, bytes"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for method, level in dict.fromkeys((item["method"], item["level"]) for item in found):
-        group = [item for item in found if (item["method"], item["level"]) == (method, level)]
+    for (method, level), group in grouped(found, "method", "level").items():
         cells = [spread([accuracy(item, attack) for item in group]) for attack in attacks]
         size = round(statistics.mean(item["bytes"] for item in group))
         lines.append(f"| {method} | {level:.0%} | {' | '.join(cells)} | {size:,} |")
@@ -140,18 +123,11 @@ def figures(found: list[dict[str, Any]], attack: str) -> list[dict[str, Any]]:
     return [
         {
             "name": f"{method}, {level:.0%} sparse, file, {NAMES[attack]}",
-            "value": round(
-                statistics.mean(
-                    accuracy(item, attack)
-                    for item in found
-                    if (item["method"], item["level"]) == (method, level)
-                ),
-                4,
-            ),
+            "value": round(statistics.mean(accuracy(item, attack) for item in group), 4),
             "target": None,
             "higher_is_better": True,
         }
-        for method, level in dict.fromkeys((item["method"], item["level"]) for item in found)
+        for (method, level), group in grouped(found, "method", "level").items()
     ]
 
 
