@@ -1,6 +1,7 @@
 """Commands about finished runs: export, evaluate, report."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,16 @@ def export(
         str | None, typer.Option(help="compact (weights coded, decoded at load) or dense.")
     ] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX opset.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The oldest runtime that is to load the file: onnxruntime>=1.17.")
+    ] = None,
+    values: Annotated[
+        str | None, typer.Option(help="How weights are stored: float32, float16, int8, int6, int4 or mixed.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other setting of the format: group=layer; may be repeated."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file. [default: in the run]")] = None,
     as_json: JsonOption = False,
     allow_import: AllowImportOption = False,
@@ -37,18 +48,30 @@ def export(
       robustcompress export runs/a
 
       robustcompress export runs/a --style dense --out dense.onnx
+
+      robustcompress export runs/a --values int8 --target 'onnxruntime>=1.17' --out small.onnx
+
+      robustcompress export runs/a --format onnx_int8
+
+      robustcompress export runs/a --format c --out net.c
     """
-    asked = {"kind": format, "style": style, "opset": opset}
-    settings: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    compressor = _reopen(run, {"export": [settings]}, allow_import=allow_import)
+    asked = {"kind": format, "style": style, "opset": opset, "target": target, "values": values}
+    asked.update(_pairs(settings or (), "--set"))
+    chosen: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    compressor = _reopen(run, {"export": [chosen]}, allow_import=allow_import)
     written = compressor.export(compressor.recipe.export[0], out)
     if as_json:
         typer.echo(json.dumps(written.as_dict()))
         return
     size = f"{written.size_bytes:,} bytes (dense {written.dense_size_bytes:,})"
+    moved = written.details.get("rounding_moved_logits", "0")
+    rounded = f", rounded (which moves logits by up to {float(moved):.2g})," if float(moved) else ""
     proof = (
-        f"equal to the network within {written.largest_difference:.2g} on {written.images_compared} images"
+        f"equal to the network{rounded} within {written.largest_difference:.2g} of the largest logit "
+        f"on {written.images_compared} images"
     )
+    if not written.images_compared:
+        proof = "not proven: no C compiler is installed"
     typer.echo(f"{written.path}  {written.style}, {size}; {proof}")
 
 
@@ -251,14 +274,22 @@ def parse_attack(text: str) -> dict[str, Any]:
     Raises:
         ConfigError: If a part is not ``name=value``.
     """
+    kind, _, rest = text.partition(":")
+    try:
+        return {"kind": kind, **_pairs(filter(None, rest.split(",")), "--attack")}
+    except ConfigError:
+        raise ConfigError(f"--attack takes kind:name=value,name=value; got {text!r}.") from None
+
+
+def _pairs(texts: Iterable[str], option: str) -> dict[str, Any]:
+    """Return the settings that ``name=value`` means, each value as YAML."""
     import yaml
 
-    kind, _, rest = text.partition(":")
-    settings: dict[str, Any] = {"kind": kind}
-    for part in filter(None, rest.split(",")):
-        name, found, value = part.partition("=")
+    settings: dict[str, Any] = {}
+    for text in texts:
+        name, found, value = text.partition("=")
         if not found:
-            raise ConfigError(f"--attack takes kind:name=value,name=value; got {text!r}.")
+            raise ConfigError(f"{option} takes name=value; got {text!r}.")
         settings[name.strip()] = yaml.safe_load(value)
     return settings
 

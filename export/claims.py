@@ -16,13 +16,14 @@ import onnx
 
 from robustcompress.errors import ExportError, StorageError
 from robustcompress.export.onnx_file import read_model
-from robustcompress.storage.atomic import write_bytes
+from robustcompress.export.soundness import LARGEST_FILE
+from robustcompress.storage.atomic import read_bytes, write_bytes
+from robustcompress.storage.strict_json import parse
 
 CLAIMS_KEY = "robustcompress.claims"
 """Metadata key of the claims, JSON."""
 
 _METADATA_FIELD = onnx.ModelProto.DESCRIPTOR.fields_by_name["metadata_props"].number
-_LARGEST = 2**31
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 
@@ -61,7 +62,7 @@ def write_claims(path: str | os.PathLike[str], claims: Mapping[str, Any]) -> Wri
     entry = onnx.ModelProto()
     entry.metadata_props.add(key=CLAIMS_KEY, value=text)
     data = bare + entry.SerializeToString()
-    if len(data) >= _LARGEST:
+    if len(data) >= LARGEST_FILE:
         raise ExportError(f"{path.name}: an ONNX file holds at most 2 GB; with its claims it would not fit.")
     write_bytes(path, data)
     return Written(hashlib.sha256(data).hexdigest(), len(data))
@@ -79,16 +80,9 @@ def read_claims(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     if not found:
         return None
     try:
-        claims: object = json.loads(found[-1])
-    except ValueError as error:
-        raise ExportError(
-            f"{path.name}: its claims are not JSON: {error}. Evaluate the run again."
-        ) from error
-    if not isinstance(claims, dict):
-        raise ExportError(
-            f"{path.name}: expected claims as a JSON object; got {type(claims).__name__}. Evaluate it again."
-        )
-    return {str(key): value for key, value in claims.items()}
+        return parse(found[-1], where=f"{path.name}: its claims", advice="Evaluate the run again.")
+    except StorageError as error:
+        raise ExportError(str(error)) from error
 
 
 def bare_sha256(path: str | os.PathLike[str]) -> str:
@@ -118,10 +112,7 @@ def without_claims(data: bytes, *, name: str = "(bytes)") -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
+    return read_bytes(path, max_bytes=LARGEST_FILE)
 
 
 def _is_claims(field: int, record: bytes) -> bool:

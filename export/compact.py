@@ -13,7 +13,8 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from robustcompress.export import rice
 from robustcompress.export.decoder import EXACT, Codes, Decoder
 from robustcompress.export.graph_writer import GraphWriter, ShortNames, names_in
-from robustcompress.export.values import BITS, Coded, ValueType, is_kept
+from robustcompress.export.halves import write_halves
+from robustcompress.export.values import BITS, SCALE_UNIT, Coded, ValueType, is_kept
 
 Group: TypeAlias = Literal["layer", "net"]
 
@@ -32,6 +33,7 @@ class _Weight:
         codes: Its values as they are stored: float32, float16 or whole numbers.
         kind: How they are stored.
         factors: That whole numbers are multiplied with, shaped so that they can be.
+        halves: The same in float16 and in units, where that is exact.
         value_bytes: Of the values that are not zero.
         dense_bytes: Of all values.
         position_bytes: Of the positions: as a bitmask, then for each Rice parameter from 1.
@@ -41,6 +43,7 @@ class _Weight:
     codes: Codes
     kind: ValueType
     factors: npt.NDArray[np.float32] | None
+    halves: npt.NDArray[np.float16] | None
     value_bytes: int
     dense_bytes: int
     position_bytes: npt.NDArray[np.int64]
@@ -102,11 +105,19 @@ def compact(
         return copy
     writer = GraphWriter(ShortNames(names_in(graph)))
     decoder = Decoder(writer, longest=longest)
+    scaled = (*(weight for members in groups for weight in members.weights), *plain)
+    halves = {weight.name: weight.halves for weight in scaled if weight.halves is not None}
+    factors = write_halves(halves, writer, unit=SCALE_UNIT)
     for members in groups:
         for part in _parts(members.weights, longest):
-            _write(part, writer, decoder)
+            _write(part, writer, decoder, factors)
+    short = {
+        weight.name: weight.codes for weight in plain if weight.kind == "float16" and weight.codes.ndim == 1
+    }
+    write_halves(short, writer, outputs=True)
     for weight in plain:
-        _finish(weight, decoder.dense(weight.codes, weight.kind), writer)
+        if weight.name not in short:
+            _finish(weight, decoder.dense(weight.codes, weight.kind), writer, factors)
     gone = sparse | {weight.name for weight in plain}
     dense = [tensor for tensor in graph.initializer if tensor.name not in gone]
     nodes = list(graph.node)
@@ -146,6 +157,7 @@ def _weighed(tensor: TensorProto, coded: Coded | None) -> _Weight:
     """Return what ``tensor`` would need as a code."""
     codes: npt.NDArray[Any] = numpy_helper.to_array(tensor) if coded is None else coded.codes
     kind: ValueType = "float32" if coded is None else coded.kind
+    factors, half = (None, None) if coded is None else (coded.factors, coded.half_scale)
     bits = BITS.get(kind, 8 * codes.itemsize)
     positions = np.flatnonzero(is_kept(codes.reshape(-1)))
     gaps = rice.gaps_of(positions)
@@ -157,7 +169,8 @@ def _weighed(tensor: TensorProto, coded: Coded | None) -> _Weight:
         tensor.name,
         codes,
         kind,
-        None if coded is None else coded.factors,
+        factors,
+        None if factors is None or half is None else half.reshape(factors.shape),
         (len(positions) * bits + 7) // 8,
         (codes.size * bits + 7) // 8,
         np.array(sizes, dtype=np.int64),
@@ -201,8 +214,8 @@ def _parts(weights: list[_Weight], longest: int) -> Iterator[list[_Weight]]:
     yield part
 
 
-def _write(weights: list[_Weight], writer: GraphWriter, decoder: Decoder) -> None:
-    """Write one decoder and cut what it makes into ``weights``."""
+def _write(weights: list[_Weight], writer: GraphWriter, decoder: Decoder, factors: Mapping[str, str]) -> None:
+    """Write one decoder and cut what it makes into ``weights``; ``factors`` are values by weight."""
     codes = np.concatenate([weight.codes.reshape(-1) for weight in weights])
     flat = decoder.flat(codes, weights[0].kind)
     pieces = writer.split(flat, [weight.codes.size for weight in weights])
@@ -211,19 +224,15 @@ def _write(weights: list[_Weight], writer: GraphWriter, decoder: Decoder) -> Non
         if weight.factors is None:
             writer.node("Reshape", piece, shape, output=weight.name)
         else:
-            _finish(weight, writer.node("Reshape", piece, shape), writer)
+            _finish(weight, writer.node("Reshape", piece, shape), writer, factors)
 
 
-def _finish(weight: _Weight, source: str, writer: GraphWriter) -> None:
+def _finish(weight: _Weight, source: str, writer: GraphWriter, factors: Mapping[str, str]) -> None:
     """Give ``source`` the weight's name, scaled where it holds whole numbers."""
     if weight.factors is None:
         # Whatever made the source is the last node: its output gets the name.
         assert writer.nodes[-1].output[0] == source
         writer.nodes[-1].output[0] = weight.name
         return
-    halves = weight.factors.astype(np.float16)
-    if bool((halves == weight.factors).all()):
-        factor = writer.node("Cast", writer.constant(halves), to=TensorProto.FLOAT)
-    else:
-        factor = writer.constant(weight.factors)
+    factor = factors.get(weight.name) or writer.constant(weight.factors)
     writer.node("Mul", source, factor, output=weight.name)

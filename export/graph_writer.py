@@ -67,11 +67,15 @@ class GraphWriter:
         self.nodes.append(node)
         return name
 
-    def split(self, source: str, sizes: list[int]) -> list[str]:
-        """Cut the 1-D value ``source`` into parts of these ``sizes``."""
+    def split(self, source: str, sizes: list[int], *, names: list[str] | None = None) -> list[str]:
+        """Cut the value ``source`` along its first axis into parts of these ``sizes``.
+
+        Returns:
+            The parts' names: ``names``, or short ones. One part is ``source`` itself.
+        """
         if len(sizes) == 1:
             return [source]
-        names = [self._names.fresh() for _ in sizes]
+        names = names or [self._names.fresh() for _ in sizes]
         cuts = self.constant(np.array(sizes, dtype=np.int64))
         self.nodes.append(helper.make_node("Split", [source, cuts], names))
         return names

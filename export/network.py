@@ -3,13 +3,15 @@
 import os
 from collections.abc import Mapping
 
+import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 from torch import fx, nn
 
 from robustcompress.errors import ExportError
 from robustcompress.export.densify import dense_model
-from robustcompress.export.onnx_file import read_model
+from robustcompress.export.expansion import LARGEST_DECODED, check_expansion, made_bytes
+from robustcompress.export.onnx_file import name_of, read_model
 from robustcompress.export.operators import (
     OPERATORS,
     Array,
@@ -49,7 +51,9 @@ def read_network(source: str | os.PathLike[str] | bytes) -> fx.GraphModule:
         ExportError: If it is no ONNX model of one input and one output, is damaged, or uses an operator that
             is not understood, which is named.
     """
-    model = dense_model(read_model(source))
+    stored = read_model(source)
+    check_expansion(stored, name=name_of(source))
+    model = dense_model(stored)
     try:
         return _Reader(model).read()
     except UnsupportedError as error:
@@ -117,6 +121,9 @@ class _Reader:
             raise UnsupportedError("it holds a graph of its own")
         feeds = {name: self._values[name] for name in node.input if name}
         try:
+            needed = made_bytes(node, [np.asarray(feeds[name]) for name in node.input if name], self._opsets)
+            if needed > LARGEST_DECODED:
+                raise ValueError(f"it makes {needed:,} bytes, more than {LARGEST_DECODED:,}")
             results = ReferenceEvaluator(node, opsets=self._opsets).run(None, feeds)
         except Exception as error:  # the reference raises whatever NumPy does
             raise UnsupportedError(f"it cannot be computed: {error}") from error

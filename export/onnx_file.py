@@ -8,7 +8,9 @@ from types import MappingProxyType
 
 import onnx
 
-from robustcompress.errors import ExportError, StorageError
+from robustcompress.errors import ExportError
+from robustcompress.export.soundness import LARGEST_FILE, check_sound
+from robustcompress.storage.atomic import read_bytes
 
 STYLE_KEY = "robustcompress.style"
 """Metadata key that says how weights lie in the file."""
@@ -59,24 +61,25 @@ class OnnxFile:
         return self.size_bytes - sum(constant.size_bytes for constant in self.constants)
 
 
-def read_model(source: str | os.PathLike[str] | bytes) -> onnx.ModelProto:
-    """Return the ONNX model in a file, or in its bytes.
+def read_model(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> onnx.ModelProto:
+    """Return the ONNX model in a file, or in its bytes; errors call it ``name``, if not its own.
+
+    Nothing but these bytes is read: a model whose constants lie in other files is refused.
 
     Raises:
-        StorageError: If the file cannot be read.
-        ExportError: If it is no ONNX model.
+        StorageError: If the file cannot be read, or is larger than ONNX files can be.
+        ExportError: If it is no ONNX model, or its parts contradict each other
+            (:func:`~robustcompress.export.soundness.check_sound`).
     """
-    name = _name(source)
-    try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
-        raise StorageError(f"cannot read {name}: {error.strerror or error}. Check the path.") from error
+    name = name or name_of(source)
+    data = source if isinstance(source, bytes) else read_bytes(Path(source), max_bytes=LARGEST_FILE)
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's, which has no types
         raise ExportError(f"{name}: not an ONNX model: {error}. Export it again.") from error
     if not model.HasField("graph") or not model.opset_import:
         raise ExportError(f"{name}: not an ONNX model: it holds no graph. Export it again.")
+    check_sound(model, name=name)
     return model
 
 
@@ -91,7 +94,7 @@ def inspect_file(source: str | os.PathLike[str] | bytes) -> OnnxFile:
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     return OnnxFile(
-        name=_name(source),
+        name=name_of(source),
         style=metadata.get(STYLE_KEY, "unknown"),
         opset=opset,
         ir_version=model.ir_version,
@@ -107,5 +110,6 @@ def _stored(tensor: onnx.TensorProto) -> Stored:
     return Stored(tensor.name, dtype, shape, tensor.ByteSize())
 
 
-def _name(source: str | os.PathLike[str] | bytes) -> str:
+def name_of(source: str | os.PathLike[str] | bytes) -> str:
+    """Return what errors call a file."""
     return "(bytes)" if isinstance(source, bytes) else Path(source).name

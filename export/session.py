@@ -1,5 +1,6 @@
 """Run an ONNX file: images in, logits out."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +11,14 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
-from robustcompress.errors import ConfigError, DataError, ExportError, StorageError
+from robustcompress.errors import ConfigError, DataError, ExportError
+from robustcompress.export.expansion import check_expansion
+from robustcompress.export.onnx_file import read_model
+from robustcompress.export.soundness import LARGEST_FILE
+from robustcompress.storage.atomic import read_bytes
 
+_MOST_PIXELS = 2**28
+"""Numbers of one batch that a file may ask for: 1 GiB in float32."""
 _QUIET = 4  # fatal errors only; whatever is wrong is raised, too
 
 
@@ -47,8 +54,9 @@ class OnnxSession:
         Raises:
             ConfigError: If ``threads`` or ``batch_size`` is out of range.
             StorageError: If the file is missing or cannot be read.
-            ExportError: If ONNX Runtime cannot load it, or it does not map float32 images to logits
-                ``[batch, classes]``.
+            ExportError: If it is no sound ONNX model, keeps constants in other files, would take more memory
+                than :data:`~robustcompress.export.expansion.LARGEST_DECODED`, ONNX Runtime cannot load it,
+                or it does not map float32 images to logits ``[batch, classes]``.
         """
         if threads < 0 or batch_size < 1:
             raise ConfigError(
@@ -109,18 +117,24 @@ class OnnxSession:
             )
         if inputs[0].type != "tensor(float)":
             raise ExportError(f"{self.name}: expected float32 images; the file takes {inputs[0].type}.")
+        sizes = [size for size in inputs[0].shape if isinstance(size, int)]
+        if math.prod(sizes) > _MOST_PIXELS:
+            raise ExportError(
+                f"{self.name}: it takes images {sizes}, more than {_MOST_PIXELS:,} numbers at once. The file "
+                "is damaged, or made to fill memory."
+            )
         return inputs[0].name, outputs[0].name
 
 
 def _load(source: str | os.PathLike[str] | bytes, name: str, threads: int) -> ort.InferenceSession:
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise StorageError(f"cannot read {os.fspath(source)}: no such file. Check the path.")
+    data = source if isinstance(source, bytes) else read_bytes(Path(source), max_bytes=LARGEST_FILE)
+    # The runtime itself believes what a file says: it would read other files, and fill any memory.
+    check_expansion(read_model(data, name=name), name=name)
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
     options.intra_op_num_threads = threads
-    given = source if isinstance(source, bytes) else os.fspath(source)
     try:
-        return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common root
         raise ExportError(
             f"{name}: ONNX Runtime {ort.__version__} cannot load it: {_first_line(error)} "

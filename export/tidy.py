@@ -5,6 +5,10 @@ from onnx import ModelProto, NodeProto, defs, numpy_helper
 from robustcompress.export.graph_writer import ShortNames, inner_graphs, names_in, small_tensor
 from robustcompress.export.zeros import with_positive_zeros
 
+# What the specification puts along each axis where a window's attribute is missing; schemas do not say it.
+_WINDOWS = ("Conv", "MaxPool", "AveragePool")
+_WINDOW_DEFAULTS = {"strides": 1, "dilations": 1}
+
 
 def tidy(model: ModelProto, *, prefix: str = "") -> ModelProto:
     """Return a copy of ``model`` without traces of the exporter, and +0.0 for -0.0 in its weights.
@@ -21,13 +25,13 @@ def tidy(model: ModelProto, *, prefix: str = "") -> ModelProto:
     graph = copy.graph
     for part in (copy, graph, *graph.input, *graph.output, *graph.initializer, *graph.node):
         del part.metadata_props[:]
-        part.doc_string = ""
+        part.ClearField("doc_string")
     del graph.value_info[:]
     graph.name = "network"
     copy.producer_name, copy.producer_version = "robustcompress", ""
     opset = next(entry.version for entry in copy.opset_import if not entry.domain)
     for node in graph.node:
-        node.name = ""
+        node.ClearField("name")  # an empty text would be written, too
         _drop_defaults(node, opset)
     for tensor in graph.initializer:
         array = with_positive_zeros(numpy_helper.to_array(tensor))
@@ -43,10 +47,12 @@ def _drop_defaults(node: NodeProto, opset: int) -> None:
     if node.domain:
         return
     defined = defs.get_schema(node.op_type, opset).attributes
+    windows = _WINDOW_DEFAULTS if node.op_type in _WINDOWS else {}
     needed = [
         attribute
         for attribute in node.attribute
-        if attribute.name not in defined or defined[attribute.name].default_value != attribute
+        if (attribute.name not in defined or defined[attribute.name].default_value != attribute)
+        and not (attribute.name in windows and set(attribute.ints) == {windows[attribute.name]})
     ]
     del node.attribute[:]
     node.attribute.extend(needed)

@@ -14,6 +14,8 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 
 BITS: dict[ValueType, int] = {"int8": 8, "int6": 6, "int4": 4}
 _LEAST_NORMAL = float(np.finfo(np.float16).tiny)
+SCALE_UNIT = 2.0**-12
+"""What scales in float16 are stored in: those of weights from 1e-6 to 1000 fit with all their bits."""
 # Ends of the range that are tried, over the largest weight: a few clipped weights can cost less than
 # coarse steps for all.
 _RANGES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
@@ -28,7 +30,7 @@ class Coded:
         codes: Shaped like the weight: float16, or int8 that hold the whole numbers of ``int8``, ``int6`` and
             ``int4``.
         scale: float32, one a row of the weight, that whole numbers are multiplied with; ``None`` for
-            float16. Exact in float16 unless a row's scale is too small for that.
+            float16. Exact in float16, in units of ``SCALE_UNIT``, unless a row's is too small for that.
         axis: Along which the scales lie.
     """
 
@@ -47,7 +49,7 @@ class Coded:
     @property
     def values(self) -> Floats:
         """What comes back, float32: exactly what a runtime computes."""
-        floats: Floats = self.codes.astype(np.float32)
+        floats: Floats = np.asarray(self.codes.astype(np.float32))
         factors = self.factors
         return floats if factors is None else floats * factors
 
@@ -56,9 +58,14 @@ class Coded:
         return Coded(self.kind, np.ascontiguousarray(self.codes.T), self.scale, 1 - self.axis)
 
     @property
-    def scale_fits_half(self) -> bool:
-        """Whether float16 holds every scale exactly."""
-        return self.scale is not None and bool((self.scale.astype(np.float16) == self.scale).all())
+    def half_scale(self) -> npt.NDArray[np.float16] | None:
+        """The scales in units of ``SCALE_UNIT``, where there are any and float16 holds them exactly."""
+        if self.scale is None:
+            return None
+        halves = _halves(self.scale)
+        return (
+            halves if bool((halves.astype(np.float32) * np.float32(SCALE_UNIT) == self.scale).all()) else None
+        )
 
 
 def code(weight: Floats, kind: ValueType) -> Coded:
@@ -84,7 +91,7 @@ def code(weight: Floats, kind: ValueType) -> Coded:
             raise ExportError(
                 f"a weight of {float(np.abs(weight).max()):.3g} is too large for float16; use float32."
             )
-        return Coded(kind, half + np.float16(0), None)
+        return Coded(kind, np.asarray(half + np.float16(0)), None)  # a sum of one value is no array
     rows = weight.reshape(len(weight), -1).astype(np.float64)
     top = 2 ** (BITS[kind] - 1) - 1
     largest = np.abs(rows).max(axis=1, initial=0.0)
@@ -115,7 +122,7 @@ def value_bytes(coded: Coded) -> int:
     count = int(np.count_nonzero(coded.codes))
     if coded.scale is None:
         return 2 * count
-    scales = coded.scale.size * (2 if coded.scale_fits_half else 4)
+    scales = coded.scale.size * (4 if coded.half_scale is None else 2)
     return (count * BITS[coded.kind] + 7) // 8 + scales
 
 
@@ -124,10 +131,15 @@ def is_kept(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return is_nonzero(values) if values.dtype == np.float32 else np.asarray(values != 0)
 
 
+def _halves(scale: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        return (scale / SCALE_UNIT).astype(np.float16)
+
+
 def _storable(scale: npt.NDArray[np.float64]) -> Floats:
-    """Return scales as float32 that float16 holds exactly, unless one is too small for that."""
-    halves = scale.astype(np.float16)
-    fits = (scale >= _LEAST_NORMAL) & np.isfinite(halves)
-    found = np.where(fits, halves.astype(np.float32), scale.astype(np.float32))
+    """Return scales as float32 that float16 holds exactly in units, unless one is too small for that."""
+    halves = _halves(scale)
+    fits = (scale / SCALE_UNIT >= _LEAST_NORMAL) & np.isfinite(halves)
+    found = np.where(fits, halves.astype(np.float32) * np.float32(SCALE_UNIT), scale.astype(np.float32))
     # Rows of zeros, and of weights too small for float32 to divide by their scale.
     return np.where(found > np.finfo(np.float32).tiny, found, np.float32(1)).astype(np.float32)

@@ -16,6 +16,7 @@ from robustcompress.data import ImageFiles, ImageSet
 from robustcompress.errors import ConfigError, StorageError
 from robustcompress.events import Events, Sink
 from robustcompress.export.formats import Exported, Format
+from robustcompress.pipeline.carding import write_card
 from robustcompress.pipeline.context import EXAMPLES, Context, check_model, resolve_device, versions
 from robustcompress.pipeline.exporting import export_one, write_index
 from robustcompress.pipeline.inspection import Inspection, inspect
@@ -184,7 +185,7 @@ class Compressor:
         """Write one format (by default the recipe's first) and prove that the file equals the network.
 
         Args:
-            format: Name or settings of a format.
+            format: Settings of a format, its name, or the file name under which the recipe writes it.
             path: Where to; by default in the run folder, where ``evaluate`` finds it.
 
         Raises:
@@ -193,13 +194,14 @@ class Compressor:
         """
         self._main_alone("export")
         chosen = self.recipe.export[0] if format is None else _format(self.recipe, format)
-        target = Path(path) if path else self.run_dir / "export" / f"model{chosen.suffix}"
+        target = Path(path) if path else self.run_dir / "export" / chosen.file_name
         with self._locked():
             written = export_one(chosen, self._context, self._run.latest, target)
             if written.path.parent == self.run_dir / "export":
                 kept = [item for item in self._run.exported if item.path != written.path]
                 self._run.exported = [*kept, written]
                 write_index(written.path.parent, self._run.exported)
+                write_card(self._context, self._run.latest, self._run.exported)
         return written
 
     def evaluate(self) -> Report:
@@ -395,6 +397,9 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
 def _format(recipe: Recipe, wanted: str | Format) -> Format:
     if isinstance(wanted, Format):
         return wanted
+    for format in recipe.export:
+        if wanted == format.file_name:
+            return format
     for format in recipe.export:
         if format.kind == wanted.replace("-", "_"):
             return format

@@ -121,7 +121,7 @@ def record_claims(
         write_bytes(beside(tensors.parent), claims.model_dump_json(indent=1).encode())
     written: list[Exported] = []
     for item in files:
-        if item.kind == "onnx" and item.path.name in by_subject:
+        if item.path.suffix == ".onnx" and item.path.name in by_subject:
             claims = _claims(common, bare_sha256(item.path), by_subject[item.path.name])
             now = write_claims(item.path, claims.model_dump(mode="json"))
             item = replace(item, sha256=now.sha256, size_bytes=now.size_bytes)

@@ -16,6 +16,7 @@ from robustcompress.pipeline.constraint_checks import cost_table, slowest_ms
 from robustcompress.pipeline.context import Context
 from robustcompress.pipeline.exporting import claims
 from robustcompress.pipeline.latency import latency_of
+from robustcompress.pipeline.mixed_precision import at_largest
 from robustcompress.pruning.compaction import compact as remove_channels
 from robustcompress.pruning.constraints import Check, absolute, find_sparsity, missed
 from robustcompress.pruning.costs import Limit, NetworkCosts, network_costs
@@ -195,7 +196,14 @@ class _Search:
         claimed = claims(context.artifact("compact", network, metrics={}))
         images = context.example_inputs.detach().cpu()
         return [
-            format.write(network, folder / f"trial{index}{format.suffix}", images=images, metadata=claimed)
+            # Neither bytes nor latency depend on the ranges that calibration finds.
+            at_largest(format).write(
+                network,
+                folder / f"trial{index}{format.suffix}",
+                images=images,
+                metadata=claimed,
+                calibration=lambda: images,
+            )
             for index, format in enumerate(context.recipe.export)
         ]
 

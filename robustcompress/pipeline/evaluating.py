@@ -10,6 +10,7 @@ from robustcompress.export.claims import bare_sha256
 from robustcompress.export.formats import Exported
 from robustcompress.pipeline import report_parts
 from robustcompress.pipeline.attack_store import AttackStore
+from robustcompress.pipeline.carding import write_card
 from robustcompress.pipeline.certified_evaluation import certify_all, fingerprint_of
 from robustcompress.pipeline.claims import record_claims
 from robustcompress.pipeline.context import Context, versions
@@ -90,8 +91,15 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "report.json", report.model_dump_json(indent=1).encode())
     write_bytes(folder / "report.html", render_page(report).encode())
+    if files:
+        write_card(context, before, files)
     store.clear()
     return report
+
+
+def _bare(file: Exported) -> str:
+    """Return what tells a file from others: for one that claims are written into, all but those."""
+    return bare_sha256(file.path) if file.path.suffix == ".onnx" else file.sha256
 
 
 def _store(context: Context, before: Artifact, files: Sequence[Exported]) -> AttackStore:
@@ -99,7 +107,7 @@ def _store(context: Context, before: Artifact, files: Sequence[Exported]) -> Att
     settings = context.recipe.evaluation
     identity = {
         "network": fingerprint_of(before.tensors),
-        "files": {item.path.name: bare_sha256(item.path) for item in files},
+        "files": {item.path.name: _bare(item) for item in files},
         "settings": settings.model_dump(mode="json", include={"attacks", "batch_size", "limit"}),
         "threat": context.recipe.evaluation_threat.model_dump(mode="json"),
         "seed": context.recipe.seed,

@@ -14,6 +14,7 @@ from robustcompress.robustness.target import Target
 
 _ROUNDING = 1e-4
 """Largest difference of a logit, over the largest logit, of a file that is its network but for rounding."""
+_MOVED = "rounding_moved_logits"
 
 
 def file_targets(context: Context, files: Sequence[Exported]) -> dict[str, Target]:
@@ -24,7 +25,7 @@ def file_targets(context: Context, files: Sequence[Exported]) -> dict[str, Targe
     """
     targets: dict[str, Target] = {}
     for item in files:
-        if item.kind != "onnx":
+        if item.path.suffix != ".onnx":
             continue
         session = OnnxSession(item.path)
         try:
@@ -45,7 +46,12 @@ def with_quick(
     On a CPU a runtime takes a fraction of the time. Attacks that need no gradients ask it; what they find is
     scored on the network itself.
     """
-    exact = [item for item in files if item.kind == "onnx" and item.largest_difference <= _ROUNDING]
+    exact = [item for item in files if item.path.name in targets and _is_exact(item)]
     if device.type != "cpu" or not exact:
         return network
     return Target(network, network, quick=targets[exact[0].path.name].predictor)
+
+
+def _is_exact(file: Exported) -> bool:
+    """Return whether a file computes what the network does: its proof, and no values that were rounded."""
+    return file.largest_difference <= _ROUNDING and _MOVED not in file.details

@@ -73,11 +73,13 @@ def moving_masks(context: Context, masking: Masking, score: MovingScore) -> Movi
     """
     recipe = context.recipe
     source = context.train.rebatched(recipe.prune.batch_size)
+    steps_a_batch = recipe.objective_of("prune").steps_a_batch
+    epochs = recipe.prune.divided(steps_a_batch).epochs
     return MovingMasks(
         masking,
         score,
         parameters=dict(context.model.named_parameters()),
-        steps=source.steps() * recipe.prune.epochs,
+        steps=source.steps() * steps_a_batch * epochs,
         training_robust=lambda: training_robust(context, score.judged_images),
     )
 

@@ -108,6 +108,7 @@ def file_info(item: Exported) -> FileInfo:
         largest_difference=item.largest_difference,
         images_compared=item.images_compared,
         details=dict(item.details),
+        original_size_bytes=item.original_size_bytes,
     )
 
 

@@ -11,6 +11,7 @@ import yaml
 from robustcompress.errors import ConfigError, InterruptedRunError, StorageError
 from robustcompress.events import RunDone, RunStarted, StageDone, StageStarted
 from robustcompress.export.formats import Exported
+from robustcompress.pipeline.carding import write_card
 from robustcompress.pipeline.compacting import compact
 from robustcompress.pipeline.context import Context
 from robustcompress.pipeline.evaluating import evaluate
@@ -118,6 +119,7 @@ class Run:
         if stage == "export":
             context.events(StageStarted(stage, 0, len(context.recipe.export)))
             self.exported = export(context, self._latest)
+            write_card(context, self._latest, self.exported)
             context.events(StageDone(stage, time.monotonic() - started, str(context.run_dir / "export")))
             return
         folder = self.folder_of(stage)

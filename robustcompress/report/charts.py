@@ -231,10 +231,10 @@ def sizes(artifact_bytes: int, dense_bytes: int, files: Sequence[FileInfo]) -> M
     Args:
         artifact_bytes: Of the artifact's tensors on disk.
         dense_bytes: Of the dense network in memory.
-        files: Exported ones, with the size that they would have dense.
+        files: Exported ones, with the size of the dense network, or else that which they would have dense.
     """
     pairs = [("artifact", dense_bytes, artifact_bytes)]
-    pairs += [(f"{file.name} ({file.style})", file.dense_size_bytes, file.size_bytes) for file in files]
+    pairs += [(f"{file.name} ({file.style})", file.before_bytes, file.size_bytes) for file in files]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()

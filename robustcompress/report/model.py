@@ -139,7 +139,21 @@ class SiteHistogram(_Part):
 
 
 class FileInfo(_Part):
-    """An exported file, proven equal to the network."""
+    """An exported file, proven equal to the network.
+
+    Attributes:
+        name: Of the file.
+        format: It is in.
+        style: How weights lie in it.
+        size_bytes: Of the file.
+        dense_size_bytes: Of the same file with dense weights; fewer where channels are gone.
+        sha256: Of the file, hexadecimal.
+        largest_difference: Of its logits from the network's, over the largest logit.
+        images_compared: How many that was measured on.
+        details: Whatever else the format says.
+        original_size_bytes: Of the dense network's parameters in float32, before any channel went; 0 in
+            reports that do not say.
+    """
 
     name: str
     format: str
@@ -150,6 +164,12 @@ class FileInfo(_Part):
     largest_difference: float
     images_compared: int
     details: dict[str, str]
+    original_size_bytes: int = 0
+
+    @property
+    def before_bytes(self) -> int:
+        """What the file is smaller than: the dense network's parameters, where that is known."""
+        return self.original_size_bytes or self.dense_size_bytes
 
 
 class CurvePoint(_Part):

@@ -55,7 +55,7 @@ def render_page(report: Report) -> str:
     return _template().render(
         report=report,
         file=file,
-        before=file.dense_size_bytes if file else report.dense_bytes,
+        before=file.before_bytes if file else report.dense_bytes,
         after=file.size_bytes if file else report.artifact_bytes,
         subject=subject,
         clean=report.measured(subject, "clean") if subject else None,

@@ -79,12 +79,15 @@ def size_table(report: Report) -> Table:
     table = Table(title="size")
     table.add_column("what")
     table.add_column("bytes", justify="right")
-    table.add_column("dense bytes", justify="right")
+    table.add_column("if dense", justify="right")
+    table.add_column("dense network", justify="right")
     table.add_column("smaller", justify="right")
-    rows = [("artifact", report.artifact_bytes, report.dense_bytes)]
-    rows += [(f"{file.name} ({file.style})", file.size_bytes, file.dense_size_bytes) for file in report.files]
-    for name, size, dense in rows:
-        table.add_row(name, f"{size:,}", f"{dense:,}", f"{dense / size:.1f}x")
+    size, dense = report.artifact_bytes, report.dense_bytes
+    table.add_row("artifact", f"{size:,}", "", f"{dense:,}", f"{dense / size:.1f}x")
+    for file in report.files:
+        original = f"{file.original_size_bytes:,}" if file.original_size_bytes else ""
+        name, smaller = f"{file.name} ({file.style})", f"{file.before_bytes / file.size_bytes:.1f}x"
+        table.add_row(name, f"{file.size_bytes:,}", f"{file.dense_size_bytes:,}", original, smaller)
     return table
 
 

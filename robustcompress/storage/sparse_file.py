@@ -1,7 +1,7 @@
 """Tensors in one safetensors file, each through the codec that takes the fewest bytes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +19,9 @@ METADATA_KEY = "robustcompress"
 SCHEMA = 1
 MAX_BYTES = 8 * 2**30
 """Default limit on what a file may claim to hold once it is dense: 8 GiB."""
+
+_ALWAYS = 2**26  # bytes that tensors may take whatever the file's size,
+_TIMES = 2**16  # and for each of its bytes
 
 _BFLOAT16_NEGATIVE_ZERO = 0x8000
 _BY_NAME = {dtype.name: dtype for dtype in DTYPES}
@@ -60,16 +63,20 @@ class _Claims(BaseModel):
     tensors: dict[str, _Claim]
 
 
-def write_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+def write_tensors(tensors: Mapping[str, Tensor], *, codecs: Sequence[Codec] | None = None) -> bytes:
     """Return a file that holds ``tensors``; equal tensors give equal bytes.
 
     Values come back bit for bit (NaN payloads too), except that -0.0 becomes +0.0. Devices, strides and
     memory formats are not kept.
 
+    Args:
+        tensors: By name.
+        codecs: Those to choose from for each tensor; by default all.
+
     Raises:
         StorageError: If a tensor cannot be stored; the message names it.
     """
-    codecs = all_codecs()
+    codecs = codecs or all_codecs()
     entries: dict[str, Entry] = {}
     claims: dict[str, object] = {}
     for name in sorted(tensors):
@@ -95,7 +102,8 @@ def read_tensors(
 
     A sparse tensor may be far larger than its file. So everything that the file claims is checked, and
     the total held against ``max_bytes``, before anything of that size is allocated. Nothing is ever
-    imported or run because a file names it.
+    imported or run because a file names it. Whatever the limit, they take at most 64 MiB and 65,536 bytes
+    for each byte of the file.
 
     Args:
         source: The file, or what it holds.
@@ -115,7 +123,7 @@ def read_tensors(
             "It is a safetensors file, but was not written by robustcompress."
         )
     claims = validated(_Claims, metadata[METADATA_KEY], where=f"{where}, metadata", schema=SCHEMA).tensors
-    _check_claims(claims, expected_shapes, max_bytes, where)
+    _check_claims(claims, expected_shapes, max_bytes, len(data), where)
     codecs = _known_codecs(claims, where)
     parts = _parts_by_tensor(entries, claims, where)
     return {
@@ -127,6 +135,7 @@ def _check_claims(
     claims: Mapping[str, _Claim],
     expected_shapes: Mapping[str, tuple[int, ...]] | None,
     max_bytes: int,
+    file_bytes: int,
     where: str,
 ) -> None:
     total = sum(claim.size_bytes for claim in claims.values())
@@ -134,6 +143,11 @@ def _check_claims(
         raise StorageError(
             f"{where}: its tensors would take {total} bytes; the limit is {max_bytes}. "
             "Raise max_bytes if you trust it."
+        )
+    if total > _ALWAYS + _TIMES * file_bytes:
+        raise StorageError(
+            f"{where}: its tensors would take {total} bytes, which no file of {file_bytes} bytes that was "
+            "written for a network claims. The file was edited or damaged."
         )
     if expected_shapes is None:
         return

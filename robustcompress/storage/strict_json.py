@@ -11,6 +11,7 @@ from robustcompress.errors import StorageError
 
 _DEEPEST = 64
 _SHOWN = 80
+_ADVICE = "The file was edited or damaged."
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -33,23 +34,45 @@ def dump(value: object, *, where: str, indent: int | None = None, finite: bool =
     return json.dumps(plain, sort_keys=True, indent=indent, separators=separators, ensure_ascii=False)
 
 
-def parse(data: bytes | str, *, where: str, finite: bool = True) -> dict[str, object]:
+def parse(data: bytes | str, *, where: str, finite: bool = True, advice: str = _ADVICE) -> dict[str, object]:
     """Return the JSON object in ``data``.
+
+    Args:
+        data: JSON text.
+        where: Name of the file, for the error.
+        finite: Refuse NaN and infinities.
+        advice: Ends the error.
 
     Raises:
         StorageError: If ``data`` is not one JSON object, or breaks a rule of this module.
     """
+    plain = _parsed(data, where, finite, advice)
+    if not isinstance(plain, dict):
+        raise StorageError(f"{where}: expected a JSON object; got {shown(plain)}. {advice}")
+    return plain
+
+
+def parse_list(data: bytes | str, *, where: str, finite: bool = True, advice: str = _ADVICE) -> list[object]:
+    """Return the JSON array in ``data``; otherwise as :func:`parse`.
+
+    Raises:
+        StorageError: If ``data`` is not one JSON array, or breaks a rule of this module.
+    """
+    plain = _parsed(data, where, finite, advice)
+    if not isinstance(plain, list):
+        raise StorageError(f"{where}: expected a JSON array; got {shown(plain)}. {advice}")
+    return plain
+
+
+def _parsed(data: bytes | str, where: str, finite: bool, advice: str) -> object:
     try:
         value = json.loads(data, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:  # ValueError covers bad UTF-8 and absurdly long numbers
-        raise StorageError(
-            f"{where} is not valid JSON: {_short(error)}. The file was edited or damaged."
-        ) from error
-    if not isinstance(value, dict):
-        raise StorageError(f"{where}: expected a JSON object; got {shown(value)}.")
-    plain = _plain(value, where, "", finite, 0)
-    assert isinstance(plain, dict)
-    return plain
+        raise StorageError(f"{where} is not valid JSON: {_short(error)}. {advice}") from error
+    try:
+        return _plain(value, where, "", finite, 0)
+    except StorageError as error:
+        raise StorageError(f"{error} {advice}") from error
 
 
 def validated(
@@ -58,7 +81,7 @@ def validated(
     *,
     where: str,
     schema: int,
-    advice: str = "The file was edited or damaged.",
+    advice: str = _ADVICE,
 ) -> Model:
     """Return the JSON object in ``data`` as ``model``, which has a field ``schema_version``.
 

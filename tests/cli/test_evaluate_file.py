@@ -183,4 +183,4 @@ def test_what_is_missing_or_does_not_belong_is_named(exported: Path, artifact: P
     assert "holds no run: there is no" in refused(tmp_path)
     done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "gone.onnx"), *QUICK])
     assert isinstance(done.exception, StorageError)
-    assert "gone.onnx: no such file" in str(done.exception)
+    assert "gone.onnx: No such file" in str(done.exception)

@@ -87,7 +87,9 @@ def test_claims_are_replaced_whole_or_not_at_all(path: Path, monkeypatch: pytest
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "its claims are not JSON"), ("[1]", "got list")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "its claims is not valid JSON"), ("[1]", "expected a JSON object")]
+)
 def test_claims_that_are_none_are_refused(path: Path, text: str, message: str) -> None:
     model = small_model()
     helper.set_model_props(model, {CLAIMS_KEY: text})
@@ -114,7 +116,7 @@ def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_would_be_too_large_stays_as_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = path.read_bytes()
-    monkeypatch.setattr(claims_module, "_LARGEST", len(before) + 10)
+    monkeypatch.setattr(claims_module, "LARGEST_FILE", len(before) + 10)
     with pytest.raises(ExportError, match="holds at most 2 GB; with its claims it would not fit"):
         write_claims(path, CLAIMS)
     assert path.read_bytes() == before

@@ -138,6 +138,17 @@ def test_more_weights_than_float32_can_count_are_decoded_in_pieces(density: floa
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["float16", "int8", "int4"])
+def test_more_whole_numbers_than_float32_can_count_are_decoded(kind: ValueType) -> None:  # 60 s, 3 GB
+    random = np.random.default_rng(0)
+    array = (random.standard_normal((4099, 4103)) * (random.random((4099, 4103)) < 0.01)).astype(np.float32)
+    coded = code(array, kind)
+    packed = compact(model_of({"weight": coded.values}), group="net", coded={"weight": coded})
+    assert packed.ByteSize() < 0.01 * array.nbytes
+    assert_same(run(packed), {"weight": coded.values})
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_runtime_folds_every_decoder_into_a_dense_constant(group: Group, tmp_path: Path) -> None:
     weights = {
@@ -232,7 +243,7 @@ def test_bits_are_found_under_another_name_and_transposed() -> None:
     assert {name: item.axis for name, item in found.items()} == {"renamed": 0, "turned": 1}
     packed = compact(model, group="net", coded=found)
     assert_same(run(packed), weights)
-    assert packed.ByteSize() < 2 * 1500 + 500
+    assert packed.ByteSize() < 2 * 1500 + 550
 
 
 def test_a_mask_is_smaller_than_rice_for_dense_weights_and_dense_is_smallest_for_full_ones() -> None:

@@ -112,7 +112,7 @@ def test_a_file_of_open_size_is_copied_without_comparison(tmp_path: Path) -> Non
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"cannot read gone\.onnx"):
+    with pytest.raises(StorageError, match=r"cannot read .*gone\.onnx"):
         densify(tmp_path / "gone.onnx", tmp_path / "plain.onnx")
     (tmp_path / "bad.onnx").write_bytes(b"nothing")
     with pytest.raises(ExportError, match="not an ONNX model"):

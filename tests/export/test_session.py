@@ -76,16 +76,24 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"cannot read .*gone\.onnx: no such file"):
+    with pytest.raises(StorageError, match=r"cannot read .*gone\.onnx: No such file"):
         OnnxSession(tmp_path / "gone.onnx")
 
 
 def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"not a model")
-    with pytest.raises(ExportError, match=r"^broken\.onnx: ONNX Runtime [\d.]+ cannot load it: .*newer than"):
+    with pytest.raises(ExportError, match=r"^broken\.onnx: not an ONNX model: .*Export it again\.$"):
         OnnxSession(path)
+    strange = model([helper.make_node("Frobnicate", ["images"], ["logits"])]).SerializeToString()
+    with pytest.raises(ExportError, match=r"^odd\.onnx: ONNX Runtime [\d.]+ cannot load it: .*newer than"):
+        OnnxSession(strange, name="odd.onnx")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_that_asks_for_gigabytes_of_pixels_is_refused() -> None:
+    with pytest.raises(ExportError, match=r"it takes images \[100000000, 4\], more than 268,435,456 numbers"):
+        OnnxSession(model(batch=100_000_000).SerializeToString())
 
 
 def test_files_with_other_ends_are_refused() -> None:

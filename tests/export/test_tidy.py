@@ -53,6 +53,19 @@ def cluttered(
     return model
 
 
+def test_strides_and_dilations_of_one_go_and_the_model_stays_the_same() -> None:
+    model = cluttered()
+    model.graph.node[0].attribute.append(helper.make_attribute("dilations", [1, 1]))
+    found = tidy(model)
+    assert not {"strides", "dilations"} & {item.name for item in found.graph.node[0].attribute}
+    images = np.random.default_rng(0).random((2, 1, 4, 4), dtype=np.float32)
+    before, after = (ReferenceEvaluator(item).run(None, {"images": images}) for item in (model, found))
+    np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
+    strided = cluttered()
+    strided.graph.node[0].attribute[-1].ints[:] = [1, 2]
+    assert "strides" in {item.name for item in tidy(strided).graph.node[0].attribute}
+
+
 def test_nothing_of_the_exporter_is_left() -> None:
     data = tidy(cluttered()).SerializeToString()
     for trace in (b"secret", b"pytorch", b"node_conv", b"inner", b"came from", b"stack"):
@@ -83,7 +96,7 @@ def test_inner_names_are_short_and_avoid_weights_called_likewise() -> None:
 
 def test_defaults_are_left_out_and_other_attributes_stay() -> None:
     kept = [[item.name for item in node.attribute] for node in tidy(cluttered()).graph.node]
-    assert kept == [["strides"], [], [], ["keepdims"]]
+    assert kept == [[], [], [], ["keepdims"]]
 
 
 def test_negative_zeros_become_positive() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustcompress.errors import ExportError
-from robustcompress.export.values import BITS, ValueType, code, value_bytes
+from robustcompress.export.values import BITS, SCALE_UNIT, ValueType, code, value_bytes
 
 WHOLE: tuple[ValueType, ...] = ("int8", "int6", "int4")
 
@@ -57,9 +57,15 @@ def test_the_error_is_at_most_half_a_step_or_less_than_that_of_the_full_range(ki
 
 
 def test_scales_are_float16_numbers_unless_they_are_too_small_for_it() -> None:
-    assert code(weights(0, (5, 20)), "int8").scale_fits_half
-    assert not code(weights(0, (5, 20), 1e-9), "int4").scale_fits_half
-    assert not code(weights(0, (5, 20)), "float16").scale_fits_half
+    for size in (1e-5, 1.0, 300.0):
+        coded = code(weights(0, (5, 20), size), "int8")
+        assert coded.half_scale is not None
+        assert coded.scale is not None
+        spelled = coded.half_scale.astype(np.float64) * SCALE_UNIT
+        assert spelled.tolist() == coded.scale.astype(np.float64).tolist()
+    assert code(weights(0, (5, 20), 1e-9), "int4").half_scale is None
+    assert code(weights(0, (5, 20), 1e5), "int4").half_scale is None
+    assert code(weights(0, (5, 20)), "float16").half_scale is None
 
 
 @given(seed=st.integers(0, 1000))
@@ -71,6 +77,13 @@ def test_float16_is_numpys_own_and_has_no_negative_zeros(seed: int) -> None:
     assert coded.codes.dtype == np.float16
     np.testing.assert_array_equal(coded.values, weight.astype(np.float16).astype(np.float32))
     assert not np.signbit(coded.codes[coded.codes == 0]).any()
+
+
+def test_a_single_value_stays_an_array() -> None:
+    coded = code(np.array(0.1, dtype=np.float32), "float16")
+    assert isinstance(coded.codes, np.ndarray)
+    assert isinstance(coded.values, np.ndarray)
+    assert coded.values.shape == ()
 
 
 def test_bytes_are_those_of_values_that_are_not_zero_and_of_the_scales() -> None:

@@ -338,7 +338,7 @@ def test_an_export_into_the_run_is_what_the_next_evaluation_judges(tmp_path: Pat
     compressor(tmp_path / "run", resume=True).export()
     assert compressor(tmp_path / "run", resume=True).evaluate().files[0].style == "compact"
     (tmp_path / "run" / "export" / "export.json").write_text("{")
-    with pytest.raises(StorageError, match=r"export\.json: cannot be read"):
+    with pytest.raises(StorageError, match=r"export\.json is not valid JSON"):
         compressor(tmp_path / "run", resume=True)
 
 

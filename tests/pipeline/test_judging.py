@@ -337,7 +337,7 @@ def test_wrong_settings_are_refused(exported: Path) -> None:
         judge(threat={"eps": "8/x"})
     with pytest.raises(ConfigError, match=r"data: .*Did you mean 'cifar10'"):
         judge(data="cifar1")
-    with pytest.raises(StorageError, match=r"cannot read gone\.onnx: no such file"):
+    with pytest.raises(StorageError, match=r"cannot read gone\.onnx: No such file"):
         evaluate_data_set("gone.onnx", IMAGES, threat=THREAT, attacks=[WHITE], device="cpu")
 
 
@@ -361,5 +361,5 @@ def test_attacks_by_gradients_alone_are_refused_where_there_are_none(tmp_path: P
 def test_a_file_that_no_runtime_loads_is_no_reason_to_go_on(tmp_path: Path) -> None:
     path = tmp_path / "bad.onnx"
     path.write_bytes(b"no model")
-    with pytest.raises(ExportError, match="cannot load it"):
+    with pytest.raises(ExportError, match="not an ONNX model"):
         evaluate_data_set(path, IMAGES, threat=THREAT, attacks=[BLACK], device="cpu")

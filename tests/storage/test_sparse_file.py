@@ -14,6 +14,7 @@ from torch import Tensor
 
 from robustcompress.errors import StorageError
 from robustcompress.storage.codecs import all_codecs
+from robustcompress.storage.codecs.dense import Dense
 from robustcompress.storage.container import Entry, pack, unpack
 from robustcompress.storage.dtypes import DTYPES, to_array
 from robustcompress.storage.sparse_file import METADATA_KEY, read_tensors, write_tensors
@@ -261,8 +262,19 @@ def test_a_bomb_is_refused_before_anything_is_allocated() -> None:
         StorageError, match="its tensors would take 281474976710656 bytes; the limit is 8589934592"
     ):
         read_tensors(data)
-    with pytest.raises(StorageError, match="tensor 't': 281474976710656 bytes do not fit in memory"):
+    with pytest.raises(StorageError, match="take 281474976710656 bytes, which no file of 296 bytes"):
         read_tensors(data, max_bytes=2**50)
+
+
+def test_a_tensor_beyond_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_tensors({"t": torch.ones(5)})
+
+    def full(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Dense, "decode", full)
+    with pytest.raises(StorageError, match="tensor 't': 20 bytes do not fit in memory"):
+        read_tensors(data)
 
 
 def test_many_small_claims_are_summed_up() -> None:

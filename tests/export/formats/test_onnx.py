@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from robustcompress.errors import ExportError, StorageError
+from robustcompress.export import onnx_writing
 from robustcompress.export.compact import compact
 from robustcompress.export.densify import dense_model
 from robustcompress.export.formats import Exported, Format
@@ -309,7 +310,7 @@ def test_a_disk_that_loses_bytes_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp
     def lossy(path: Path, data: bytes) -> None:
         path.write_bytes(data[:-1])
 
-    monkeypatch.setattr(onnx_format, "write_bytes", lossy)
+    monkeypatch.setattr(onnx_writing, "write_bytes", lossy)
     with pytest.raises(ExportError, match=r"model\.onnx: the disk gave back other bytes"):
         Onnx().write(prepared(mlp), tmp_path / "model.onnx", images=IMAGES, metadata={})
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,1 @@
+"""One C99 file of a compressed network: what an ONNX graph computes, without any runtime."""
