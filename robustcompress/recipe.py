@@ -30,9 +30,11 @@ from robustcompress.robustness.attacks import Attack
 from robustcompress.robustness.certifiers import Certifier
 from robustcompress.robustness.threat import Threat
 from robustcompress.training.augmentation import Augmentation
+from robustcompress.training.averaging import Averaging
 from robustcompress.training.objectives import Objective
 from robustcompress.training.settings import StageSettings, StepSettings, ValidationSettings
 from robustcompress.training.step import Precision
+from robustcompress.training.weight_perturbation import WeightPerturbation
 from robustcompress.zoo.datasets import DataSet
 from robustcompress.zoo.networks import Network
 
@@ -140,6 +142,8 @@ class Recipe(BaseModel):
         augmentation: Of training images that the library holds in memory.
         threat: What the adversary may do, in training and, unless ``evaluation.threat`` differs, at the end.
         objective: The robust training technique of all three training stages.
+        awp: Adversarial weight perturbation in all three; ``None`` perturbs nothing.
+        averaging: Average of the weights that each of them judges and keeps; ``None`` keeps the last ones.
         sparsity: Fraction of units to remove (weights, or channels of each group), 0 <= sparsity < 1; where
             the pattern itself says it, that.
         constraints: What the result may cost at most; where any is given, the smallest sparsity that meets
@@ -153,7 +157,7 @@ class Recipe(BaseModel):
         finetune: Of the weights that were kept.
         prune_norms: Whether normalisation layers' weight and bias learn in the prune stage, as in HYDRA.
         validation: How epochs are judged.
-        export: Formats to write.
+        export: Formats to write, each to a file of its own ``name``; one format may be written several times.
         evaluation: How the result is attacked.
         stages: Which to run, in their fixed order.
         seed: Of everything.
@@ -183,6 +187,8 @@ class Recipe(BaseModel):
     objective: Annotated[SerializeAsAny[Objective], BeforeValidator(Objective.find)] = Field(
         default="trades", validate_default=True
     )
+    awp: WeightPerturbation | None = None
+    averaging: Averaging | None = None
     sparsity: float = Field(default=0.9, ge=0, lt=1)
     constraints: Constraints = Constraints()
     score: Annotated[SerializeAsAny[Score], BeforeValidator(Score.find)] = Field(
@@ -232,9 +238,19 @@ class Recipe(BaseModel):
     def _order_stages(self) -> Self:
         if len(set(self.stages)) != len(self.stages):
             raise ValueError(f"stages name each stage once; got {list(self.stages)}")
-        kinds = [format.kind for format in self.export]
-        if len(set(kinds)) != len(kinds):
-            raise ValueError(f"export names each format once; got {kinds}")
+        files = [format.file_name for format in self.export]
+        if len({name.lower() for name in files}) != len(files):
+            raise ValueError(f"each file of export needs its own name, such as 'name: small'; got {files}")
+        return self
+
+    @model_validator(mode="after")
+    def _fit_quantise(self) -> Self:
+        for stage in ("pretrain", "prune"):
+            if self.settings_of(stage).quantise is not None:
+                raise ValueError(
+                    f"quantise belongs to finetune, whose weights are those of the file; got it in {stage}. "
+                    "Set finetune.quantise"
+                )
         return self
 
     @model_validator(mode="after")
@@ -270,6 +286,11 @@ class Recipe(BaseModel):
                 f"plus changes how many weights stay, which the pattern {self.pattern.kind!r} fixes. Leave "
                 "plus out"
             )
+        if score.remembered and self.settings_of("prune").averaging is not None:
+            raise ValueError(
+                "plus compares training and validation accuracy of one network; averaging judges another "
+                "than the one that trains. Leave plus or averaging out"
+            )
         if score.remembered and self.prune.select not in ("robust", "clean"):
             raise ValueError(
                 "plus follows the robust accuracy of every epoch, which prune.select "
@@ -279,8 +300,13 @@ class Recipe(BaseModel):
 
     def objective_of(self, stage: str) -> Objective:
         """Return the objective of pretrain, prune or finetune."""
-        stages = {"pretrain": self.pretrain, "prune": self.prune, "finetune": self.finetune}
-        return stages[stage].objective or self.objective
+        return self.settings_of(stage).objective or self.objective
+
+    def settings_of(self, stage: str) -> StageSettings:
+        """Return the settings of pretrain, prune or finetune, with the recipe's where they say nothing."""
+        own = {"pretrain": self.pretrain, "prune": self.prune, "finetune": self.finetune}[stage]
+        usual = {"awp": own.awp or self.awp, "averaging": own.averaging or self.averaging}
+        return own.model_copy(update=usual)
 
     @property
     def evaluation_threat(self) -> Threat:
@@ -332,14 +358,14 @@ class Recipe(BaseModel):
         return cls.from_yaml(text, where=name)
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: str | Path) -> Self:
         """Read a recipe from a YAML file.
 
         Raises:
             ConfigError: If the file cannot be read or a field is wrong.
         """
         try:
-            text = path.read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"recipe {path} cannot be read: {error}") from error
         return cls.from_yaml(text, where=str(path))

@@ -57,7 +57,7 @@ def test_members_settings_survive_yaml() -> None:
         ({"threat": {"eps": "8/x"}}, r"threat\.eps: expected a number such as 0\.1 or 8/255"),
         ({"stages": ["prune", "prune"]}, r"stages name each stage once"),
         ({"stages": ["prnue"]}, r"stages\.0: Input should be 'pretrain'"),
-        ({"export": ["onnx", "onnx"]}, "export names each format once"),
+        ({"export": ["onnx", "onnx"]}, "each file of export needs its own name"),
         ({"device": "tpu"}, "device: String should match"),
         ({"model": "resnet81"}, r"model: unknown network 'resnet81'\. Did you mean 'resnet18'\?"),
         ({"model": {"factory": "no colon"}}, "model.factory"),
@@ -166,6 +166,10 @@ def test_a_pattern_that_says_the_sparsity_sets_it() -> None:
         (
             {"score": {"kind": "flying_bird", "plus": True}, "prune": {"select": "last"}},
             r"plus follows the robust accuracy of every epoch, which prune\.select 'last' does not measure",
+        ),
+        (
+            {"score": {"kind": "flying_bird", "plus": True}, "averaging": {"decay": 0.9}},
+            r"plus compares training and validation accuracy of one network; averaging judges another",
         ),
     ],
 )

@@ -16,7 +16,9 @@ from robustcompress.pruning.masking import Masking
 from robustcompress.pruning.scores import MovingScore
 from robustcompress.report.model import magnitude_histogram
 from robustcompress.storage.artifact import Artifact
-from robustcompress.training.loop import Trained, Training
+from robustcompress.training.loop import Training
+from robustcompress.training.quantisation import QuantisedWeights
+from robustcompress.training.records import Trained
 from robustcompress.training.settings import StageSettings
 from robustcompress.training.step import Overrides
 
@@ -27,7 +29,7 @@ def pretrain(context: Context, before: Artifact) -> Artifact:
     """Train every weight under the robust objective."""
     context.load_weights(before)
     learn(context.model, weights=True, norms=True)
-    trained = _train(context, "pretrain", context.recipe.pretrain, None, before)
+    trained = _train(context, "pretrain", context.recipe.settings_of("pretrain"), None, before)
     return context.artifact("pretrain", context.model, metrics=_metrics(trained))
 
 
@@ -41,7 +43,7 @@ def prune(context: Context, before: Artifact) -> Artifact:
     masking = within_constraints(context, context.masking(initial=initial), initial=initial)
     dense = {name: tensor.detach().clone() for name, tensor in context.model.named_parameters()}
     trained = Trained((), None, 0.0)
-    score, settings = context.recipe.score, context.recipe.prune
+    score, settings = context.recipe.score, context.recipe.settings_of("prune")
     if isinstance(score, MovingScore) and settings.epochs:
         learn(context.model, weights=True, norms=True)
         trained = _train(context, "prune", settings, moving_masks(context, masking, score), before)
@@ -60,7 +62,10 @@ def prune(context: Context, before: Artifact) -> Artifact:
 
 
 def finetune(context: Context, before: Artifact) -> Artifact:
-    """Train the weights that were kept; masks, if there are any, stay as they are."""
+    """Train the weights that were kept; masks, if there are any, stay as they are.
+
+    Where the recipe quantises, the weights that go on are those that were trained on: rounded.
+    """
     context.load_weights(before)
     masking: Masking | None = None
     if before.extra_tensors:
@@ -69,9 +74,13 @@ def finetune(context: Context, before: Artifact) -> Artifact:
         masking.freeze()
         masking.bake(context.model)
     learn(context.model, weights=True, norms=True)
-    trained = _train(context, "finetune", context.recipe.finetune, masking, before)
+    settings = context.recipe.settings_of("finetune")
+    rounding = QuantisedWeights(masking, context.model, settings.quantise) if settings.quantise else None
+    trained = _train(context, "finetune", settings, rounding or masking, before)
     if masking:
         masking.bake(context.model)
+    if rounding:
+        rounding.bake(context.model)
     return context.artifact(
         "finetune",
         context.model,

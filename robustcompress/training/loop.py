@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,69 +18,19 @@ from robustcompress.robustness.evaluation import robust_counts
 from robustcompress.robustness.threat import Threat
 from robustcompress.seeding import borrowed_generators, derive_seed, seed_globals
 from robustcompress.storage.state import flatten_optimizer, restore_optimizer
+from robustcompress.training.averaging import WeightAverage
 from robustcompress.training.batches import Batch, Source
 from robustcompress.training.checkpoints import Checkpoints
 from robustcompress.training.distillation import Teacher
 from robustcompress.training.distributed import SOLO, Workers
 from robustcompress.training.objectives import Moment, Objective
 from robustcompress.training.prefetch import Prefetch, waiting_advice
+from robustcompress.training.quantisation import round_inputs
+from robustcompress.training.records import EpochRecord, Position, Trained
 from robustcompress.training.schedule import learning_rate
 from robustcompress.training.settings import StageSettings, StepSettings, ValidationSettings
 from robustcompress.training.step import Overrides, Precision, Stepper, autocast
 from robustcompress.training.working import shared_copy
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch brought; accuracies are fractions of the validation images, ``None`` if not judged."""
-
-    epoch: int
-    loss: float
-    lr: float
-    validation_clean: float | None
-    validation_robust: float | None
-    best: bool
-    validation_certified: float | None = None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """How a stage went. The model holds the selected epoch's weights.
-
-    Attributes:
-        history: Every epoch.
-        selected: The epoch whose weights the model holds.
-        seconds: All that the stage took, over every process that worked on it.
-        input_share: Share of the steps' time that was spent waiting for data, 0 to 1, in this process.
-        peak_bytes: Most memory that tensors took on the GPU at once; ``None`` on a CPU.
-        teacher: Hash of the teacher's tensors; empty if nobody taught.
-    """
-
-    history: tuple[EpochRecord, ...]
-    selected: EpochRecord | None
-    seconds: float
-    input_share: float = 0.0
-    peak_bytes: int | None = None
-    teacher: str = ""
-
-
-@dataclass
-class _Position:
-    """Where the loop stands; everything a resumed run needs besides tensors."""
-
-    step: int = 0
-    history: list[EpochRecord] = field(default_factory=list[EpochRecord])
-    losses: list[float] = field(default_factory=list[float])
-    best: tuple[float, float] | None = None
-    seconds: float = 0.0
-
-    def values(self) -> dict[str, object]:
-        """Return a copy as plain values."""
-        return {
-            **vars(self),
-            "losses": list(self.losses),
-            "history": [asdict(record) for record in self.history],
-        }
 
 
 @dataclass(frozen=True)
@@ -172,19 +122,25 @@ class float32_math:  # noqa: N801  # used as a context manager, like torch's own
 class _Loop:
     def __init__(self, training: Training) -> None:
         self.t = training
-        self.steps_per_epoch = training.source.steps()
+        self.steps_a_batch = training.objective.steps_a_batch
+        self.settings = training.settings.divided(self.steps_a_batch)
+        self.steps_per_epoch = training.source.steps() * self.steps_a_batch
         own = [p for p in training.model.parameters() if p.requires_grad]
         beside = list(training.overrides.learnable()) if training.overrides else []
         self.optimizer = make_optimizer([group for group in (beside, own) if group], training.settings)
         # Each group's learning rate over the schedule's.
         network = (training.settings.network_lr or training.settings.lr) / training.settings.lr
         self.rates = [rate for group, rate in ((beside, 1.0), (own, network if beside else 1.0)) if group]
-        self.position = _Position()
+        self.position = Position()
         self.snapshot: dict[str, Tensor] = {}
         self.checkpoints: Checkpoints | None = None
         self.waited = self.stepped = self.input_share = 0.0
         self.advised = False
         self.judged = shared_copy(training.model)
+        quantise = training.settings.quantise
+        rounds_inputs = quantise is not None and quantise.activations
+        if rounds_inputs:
+            round_inputs(self.judged)
         self.stepper = Stepper(
             training.model,
             training.overrides,
@@ -199,7 +155,12 @@ class _Loop:
             workers=training.workers,
             warn=training.events.warning,
             teacher=training.teacher,
+            awp=training.settings.awp,
+            rounds_inputs=rounds_inputs,
         )
+        self.average: WeightAverage | None = None
+        if training.settings.averaging:
+            self.average = WeightAverage(training.settings.averaging, training.model, training.overrides)
 
     def run(self) -> Trained:
         t = self.t
@@ -218,7 +179,7 @@ class _Loop:
 
     def _run(self) -> Trained:
         t = self.t
-        epochs = t.settings.epochs
+        epochs = self.settings.epochs
         started = time.monotonic()
         on_gpu = t.device.type == "cuda"
         if on_gpu:
@@ -228,15 +189,19 @@ class _Loop:
         t.events(StageStarted(t.stage, epochs, epochs * self.steps_per_epoch, resumed_at=resumed))
         t.model.train()
         earlier = self.position.seconds
-        while len(self.position.history) < epochs:
+        while len(self.position.history) < epochs and not self._has_collapsed():
             epoch_started = time.monotonic()
             epoch = len(self.position.history)
             self._epoch(epoch)
             t.workers.check_same(self._tensors().values(), "weights, scores and masks")
-            record = self._judge(epoch)
+            with self.average.in_place() if self.average else nullcontext():
+                record = self._judge(epoch)
             if t.overrides:
                 t.overrides.after_epoch(record.validation_robust)
             self.position.history.append(record)
+            watch = t.objective.collapse_watch
+            if watch is not None and (message := watch.message(self._robust())):
+                t.events.warning(f"{t.stage}, epoch {epoch + 1}: {message}")
             self.position.losses = []
             self.position.seconds = earlier + time.monotonic() - started
             shown = {"loss": record.loss, "lr": record.lr, "input_share": self.input_share}
@@ -264,36 +229,21 @@ class _Loop:
     def _epoch(self, epoch: int) -> None:
         t, position = self.t, self.position
         skip = position.step - epoch * self.steps_per_epoch
-        steps = t.settings.epochs * self.steps_per_epoch
+        epochs = self.settings.epochs
+        steps = epochs * self.steps_per_epoch
         # Sources without advice are on the device; those that are not exact draw random numbers as they like.
         ahead = t.source.exact and t.source.advice is not None
         if t.workers.size > 1 and not t.source.exact:
             # Such loaders draw their order from the global generators, which differ between processes by now.
             seed_globals(derive_seed(t.seed, t.stage, "loader", epoch))
-        mine = t.source.epoch(epoch, skip=skip, workers=t.workers)
+        # A state may have been saved between the steps on one batch.
+        batches_done, steps_done = divmod(skip, self.steps_a_batch)
+        mine = t.source.epoch(epoch, skip=batches_done, workers=t.workers)
         with Prefetch(mine, t.device, ahead=ahead) as batches:
             for images, labels in batches:
-                moment = Moment(epoch, t.settings.epochs, position.step, steps)
-                lr = learning_rate(t.settings, position.step, self.steps_per_epoch)
-                for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-                    group["lr"] = lr * rate
-                loss = self.stepper.step(images, labels, moment, batch=t.workers.total(len(images)))
-                position.step += 1
-                position.losses.append(loss)
-                t.events(StepDone(t.stage, epoch + 1, position.step, loss, lr))
-                if t.workers.any(t.stop()):
-                    if t.source.exact:
-                        self._save()
-                    if self.checkpoints:
-                        self.checkpoints.flush()
-                    # A launcher ends all when one ends: the others wait for the state to be on the disk.
-                    t.workers.any(False)
-                    saved = f"; its state is in {t.checkpoint}" if t.checkpoint else ""
-                    raise InterruptedRunError(
-                        f"stopped in {t.stage}, epoch {epoch + 1}, step {position.step}{saved}."
-                    )
-                if self.checkpoints and self.checkpoints.due(position.step) and t.source.exact:
-                    self._save()
+                for _ in range(steps_done, self.steps_a_batch):
+                    self._step(images, labels, Moment(epoch, epochs, position.step, steps))
+                steps_done = 0
         self.waited += batches.waited
         self.stepped += batches.seconds
         self.input_share = batches.input_share
@@ -306,13 +256,49 @@ class _Loop:
             # A loader whose length is a guess: go on with the count that the schedule was made for.
             position.step = expected
 
+    def _step(self, images: Tensor, labels: Tensor, moment: Moment) -> None:
+        """Make one step; save the state if that is due, or if the run is to stop."""
+        t, position = self.t, self.position
+        lr = learning_rate(self.settings, position.step, self.steps_per_epoch)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = lr * rate
+        loss = self.stepper.step(images, labels, moment, batch=t.workers.total(len(images)))
+        if self.average:
+            self.average.update(moment.step, moment.steps)
+        position.step += 1
+        position.losses.append(loss)
+        t.events(StepDone(t.stage, moment.epoch + 1, position.step, loss, lr))
+        if t.workers.any(t.stop()):
+            if t.source.exact:
+                self._save()
+            if self.checkpoints:
+                self.checkpoints.flush()
+            # A launcher ends all when one ends: the others wait for the state to be on the disk.
+            t.workers.any(False)
+            saved = f"; its state is in {t.checkpoint}" if t.checkpoint else ""
+            raise InterruptedRunError(
+                f"stopped in {t.stage}, epoch {moment.epoch + 1}, step {position.step}{saved}."
+            )
+        if self.checkpoints and self.checkpoints.due(position.step) and t.source.exact:
+            self._save()
+
+    def _robust(self) -> list[float | None]:
+        return [record.validation_robust for record in self.position.history]
+
+    def _has_collapsed(self) -> bool:
+        """Return whether the stage ends because an epoch has collapsed."""
+        watch = self.t.objective.collapse_watch
+        return watch is not None and watch.stop and watch.first(self._robust()) is not None
+
     def _judge(self, epoch: int) -> EpochRecord:
         t = self.t
         losses = self.position.losses
         loss = sum(losses) / max(1, len(losses))
         lr = float(self.optimizer.param_groups[0]["lr"])
-        last = epoch + 1 == t.settings.epochs
-        if not last and (t.settings.select == "last" or (epoch + 1) % t.judging.every):
+        last = epoch + 1 == self.settings.epochs
+        watch = t.objective.collapse_watch
+        unseen = t.settings.select == "last" and watch is None
+        if not last and (unseen or (epoch + 1) % t.judging.every):
             return EpochRecord(epoch + 1, loss, lr, None, None, best=False)
         parameters = dict(t.model.named_parameters())
         with torch.no_grad():
@@ -350,6 +336,8 @@ class _Loop:
         clean, robust = right / judged, withstood / judged
         key = (clean, robust) if t.settings.select == "clean" else (robust, clean)
         best = t.settings.select == "last" or self.position.best is None or key > self.position.best
+        if watch is not None and watch.stop and not certified:
+            best = best and watch.first([*self._robust(), robust]) is None
         if best:
             self.position.best = key
             self.snapshot = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
@@ -375,9 +363,13 @@ class _Loop:
         if self.checkpoints is None:
             return
         optimizer_tensors, optimizer_values = flatten_optimizer(self.optimizer)
+        average = self.average.state() if self.average else {}
         self.checkpoints.save(
             self.position.step,
-            self._tensors() | {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors.items()},
+            self._tensors()
+            | {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors.items()}
+            | {f"stepper.{name}": tensor for name, tensor in self.stepper.state().items()}
+            | {f"average.{name}": tensor for name, tensor in average.items()},
             {
                 "position": self.position.values(),
                 "optimizer": optimizer_values,
@@ -415,11 +407,14 @@ class _Loop:
         tensors = {name: tensor.to(self.t.device) for name, tensor in tensors.items()}
         self._load_tensors({k: v for k, v in tensors.items() if k.startswith(("model.", "overrides."))})
         self.snapshot = _with_prefix(tensors, "best.")
+        self.stepper.restore(_with_prefix(tensors, "stepper."))
+        if self.average:
+            self.average.restore(_with_prefix(tensors, "average."))
         restore_optimizer(self.optimizer, _with_prefix(tensors, "optimizer."), cast(Any, values["optimizer"]))
         saved = cast(dict[str, Any], values["position"])
         history = [EpochRecord(**record) for record in saved.pop("history")]
         best = saved.pop("best")
-        self.position = _Position(**saved, history=history, best=tuple(best) if best else None)
+        self.position = Position(**saved, history=history, best=tuple(best) if best else None)
         done = len(history) * self.steps_per_epoch
         if self.position.step > done and not self.t.source.exact:
             self.position.step, self.position.losses = done, []

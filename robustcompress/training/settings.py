@@ -5,7 +5,10 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from robustcompress.robustness.attacks import Attack
+from robustcompress.training.averaging import Averaging
 from robustcompress.training.objectives import Objective
+from robustcompress.training.quantisation import QuantisationField
+from robustcompress.training.weight_perturbation import WeightPerturbation
 
 
 class StageSettings(BaseModel):
@@ -21,9 +24,11 @@ class StageSettings(BaseModel):
         momentum: Of SGD.
         weight_decay: On everything that learns.
         schedule: ``cosine`` to zero, ``step`` (times ``gamma`` at each of ``milestones``), ``one_cycle``
-            (linear up over ``warmup_epochs``, linear down to zero) or ``constant``; by the step, not
-            by the epoch.
-        warmup_epochs: Linear rise from zero at the start, before the schedule proper.
+            (linear up over ``warmup_epochs``, linear down to zero), ``one_cycle_cosine`` (the same along half
+            waves, from 1/25 of ``lr`` up over ``warmup_epochs`` and down to 1/250,000) or ``constant``; by
+            the step, not by the epoch.
+        warmup_epochs: Rise at the start, before the schedule proper; linear from zero, but for
+            ``one_cycle_cosine``.
         milestones: Fractions of the stage at which ``step`` lowers the rate.
         gamma: Factor of ``step``.
         clip_gradient: Largest Euclidean length of the whole gradient; ``None`` leaves it alone.
@@ -31,6 +36,11 @@ class StageSettings(BaseModel):
             attack, best ``certified`` accuracy (by interval and CROWN-IBP bounds, in place of the attack),
             best ``clean`` accuracy, or the ``last``.
         objective: In place of the recipe's, for this stage.
+        awp: Adversarial weight perturbation, in place of the recipe's; ``{gamma: 0}`` for none.
+        averaging: Average of the weights that is judged and kept, in place of the recipe's; ``{decay: 0}``
+            for none.
+        quantise: Train on weights as a quantised file will round them, in finetune alone: ``int8``, ``int6``
+            or ``int4`` for weights, ``onnx_int8`` for activations too. The rounded weights are kept.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,18 +51,40 @@ class StageSettings(BaseModel):
     network_lr: float | None = Field(default=None, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
-    schedule: Literal["cosine", "step", "one_cycle", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "one_cycle", "one_cycle_cosine", "constant"] = "cosine"
     warmup_epochs: float = Field(default=0, ge=0)
     milestones: tuple[float, ...] = (0.5, 0.75)
     gamma: float = Field(default=0.1, gt=0, lt=1)
     clip_gradient: float | None = Field(default=None, gt=0)
     select: Literal["robust", "certified", "clean", "last"] = "robust"
     objective: Annotated[SerializeAsAny[Objective], BeforeValidator(Objective.find)] | None = None
+    awp: WeightPerturbation | None = None
+    averaging: Averaging | None = None
+    quantise: QuantisationField | None = None
+
+    def divided(self, steps_a_batch: int) -> Self:
+        """Return these settings with ``epochs`` passes' worth of steps on so many passes fewer.
+
+        Args:
+            steps_a_batch: Optimizer steps on each minibatch. Epochs are divided by it and rounded up, and
+                those of the warmup shrink in proportion.
+        """
+        if steps_a_batch == 1 or self.epochs == 0:
+            return self
+        epochs = -(-self.epochs // steps_a_batch)
+        return self.model_copy(
+            update={"epochs": epochs, "warmup_epochs": self.warmup_epochs * epochs / self.epochs}
+        )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.epochs and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}")
+        if self.quantise and self.quantise.activations and self.select == "certified":
+            raise ValueError(
+                "quantise with activations has no bounds to select epochs by; set select to robust, or "
+                "quantise weights alone (int8)"
+            )
         if any(not 0 < point < 1 for point in self.milestones):
             raise ValueError(f"milestones are fractions of the stage in (0, 1); got {list(self.milestones)}")
         return self

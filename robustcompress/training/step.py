@@ -13,11 +13,15 @@ from robustcompress.data import check_batch, check_classes
 from robustcompress.errors import TrainingError
 from robustcompress.robustness.threat import Threat
 from robustcompress.seeding import derive_seed, generator_for, seed_globals
+from robustcompress.training.carried import Carried
 from robustcompress.training.compiling import Compiled
 from robustcompress.training.distillation import Teacher
 from robustcompress.training.distributed import SOLO, Workers
+from robustcompress.training.findings import Findings
 from robustcompress.training.objectives import Forward, Moment, Objective, StepView
+from robustcompress.training.quantisation import round_inputs
 from robustcompress.training.settings import StepSettings
+from robustcompress.training.weight_perturbation import WeightAdversary, WeightPerturbation
 from robustcompress.training.working import WorkingNetworks
 
 Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
@@ -87,6 +91,8 @@ class Stepper:
         workers: The processes that share each batch.
         warn: Called with a sentence where a setting cannot be followed.
         teacher: Whom the objective learns from, if anybody.
+        awp: How far weights are perturbed before the loss is taken; ``None`` leaves them.
+        rounds_inputs: Whether attack and loss see inputs of layers in bytes.
     """
 
     def __init__(
@@ -105,6 +111,8 @@ class Stepper:
         workers: Workers = SOLO,
         warn: Callable[[str], None] = warnings.warn,
         teacher: Teacher | None = None,
+        awp: WeightPerturbation | None = None,
+        rounds_inputs: bool = False,
     ) -> None:
         self._model = model
         self._overrides = overrides
@@ -118,7 +126,12 @@ class Stepper:
         self._seed = seed
         self._settings = settings
         self._workers = workers
-        self._networks = WorkingNetworks(model, self._effective(), settings)
+        self._carried = Carried() if objective.carries else None
+        self._networks = WorkingNetworks(model, self._effective(), settings, apart=awp is not None)
+        if rounds_inputs:
+            round_inputs(self._networks.learner)
+            round_inputs(self._networks.attacked)
+        self._adversary = WeightAdversary(awp, self._networks.learner, workers) if awp else None
         self._learner: Forward = self._networks.learner
         self._attacked: Forward = self._networks.attacked
         layout = torch.channels_last if settings.memory_format == "channels_last" else torch.contiguous_format
@@ -133,6 +146,15 @@ class Stepper:
     def networks(self) -> WorkingNetworks:
         """The copies of the network that steps run."""
         return self._networks
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a resumed run needs besides the network, what learns beside it and the optimizer."""
+        return {} if self._carried is None else self._carried.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state` returned."""
+        if self._carried is not None:
+            self._carried.restore(state)
 
     def step(self, images: Tensor, labels: Tensor, moment: Moment, *, batch: int | None = None) -> float:
         """Update once and return the loss before the update.
@@ -150,7 +172,6 @@ class Stepper:
         whole = len(images) if batch is None else batch
         if len(images):
             check_batch(images, labels, where=f"training step {moment.step + 1}")
-        seed_globals(derive_seed(self._seed, "dropout", moment.step, *self._own_place()))
         self._optimizer.zero_grad(set_to_none=True)
         before = self._statistics()
         effective = self._effective()
@@ -184,22 +205,58 @@ class Stepper:
     def _backward(self, images: Tensor, labels: Tensor, moment: Moment, whole: int) -> Tensor:
         """Run the objective on each part, leave gradients behind and return this process's loss."""
         value = torch.zeros((), device=self._device, dtype=torch.float64)
+        if self._carried is not None:
+            self._carried.fit(images, whole)
+        perturbing: AbstractContextManager[object] = nullcontext()
+        findings: list[Findings] | None = None
+        if self._adversary is not None and self._adversary.settings.is_due(moment):
+            kept = findings = [Findings() for _ in range(self._parts(images))]
+            perturbing = self._adversary.perturbed(
+                lambda: self._losses(images, labels, moment, whole, findings=kept)
+            )
+        with perturbing:
+            for loss in self._losses(images, labels, moment, whole, findings=findings):
+                loss.backward()
+                value += loss.detach()
+        if self._carried is not None:
+            self._carried.share(self._workers, whole)
+        return value
+
+    def _parts(self, images: Tensor) -> int:
+        return min(self._settings.micro_batches, len(images))
+
+    def _losses(
+        self, images: Tensor, labels: Tensor, moment: Moment, whole: int, *, findings: list[Findings] | None
+    ) -> Iterator[Tensor]:
+        """Yield the loss of each part, weighted by its share of the batch's images.
+
+        Args:
+            images: This process's rows of the batch.
+            labels: Their classes.
+            moment: Position within the stage.
+            whole: Images of the whole batch.
+            findings: One for each part, if the losses are computed more than once.
+        """
+        # The same dropout whenever the losses of a step are computed.
+        seed_globals(derive_seed(self._seed, "dropout", moment.step, *self._own_place()))
         first = self._workers.rows(whole).start
         # Asked for once a step: on a GPU every question waits for all that is queued.
         highest = int(labels.max()) if len(labels) else 0
-        parts = min(self._settings.micro_batches, max(1, len(images)))
-        for part in range(parts if len(images) else 0):
+        parts = self._parts(images)
+        for part in range(parts):
             start, stop = (len(images) * edge // parts for edge in (part, part + 1))
             rows = slice(first + start, first + stop)
-            view = self._view(highest, moment, None if stop - start == whole else rows, whole)
+            kept = None
+            if findings is not None:
+                kept = findings[part]
+                kept.rewind()
+            view = self._view(highest, moment, rows, whole, kept)
             loss = self._objective.loss(view, images[start:stop], labels[start:stop])
-            if stop - start != whole:
-                loss = loss * ((stop - start) / whole)
-            loss.backward()
-            value += loss.detach()
-        return value
+            yield loss if stop - start == whole else loss * ((stop - start) / whole)
 
-    def _view(self, highest: int, moment: Moment, rows: slice | None, whole: int) -> StepView:
+    def _view(
+        self, highest: int, moment: Moment, rows: slice, whole: int, findings: Findings | None
+    ) -> StepView:
         where = f"training step {moment.step + 1}"
 
         def learning(inputs: Tensor) -> Tensor:
@@ -226,10 +283,12 @@ class Stepper:
             threat=self._threat,
             generator=generator_for(self._device, self._seed, "step", moment.step),
             moment=moment,
-            rows=rows,
+            rows=None if rows.stop - rows.start == whole else rows,
             batch=whole,
             bn_updates=self._settings.bn_updates,
             teacher=taught if self._teacher is not None else None,
+            carried=None if self._carried is None else self._carried.rows(rows),
+            findings=findings,
         )
 
     def _effective(self) -> dict[str, Tensor]:

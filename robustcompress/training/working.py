@@ -53,6 +53,8 @@ class WorkingNetworks:
         effective: A first set of effective values by parameter name, for those that are not the
             parameter's own: masked weights.
         settings: What to do for speed and memory.
+        apart: Whether the attacked network's weights have memory of their own, so that they stay while the
+            learner's are perturbed within a step.
 
     Attributes:
         learner: In train mode. Gradients reach ``leaves`` and the model's other parameters.
@@ -62,7 +64,14 @@ class WorkingNetworks:
         unfolded_reason: Why the network could not be looked at for folding; ``None`` if it could.
     """
 
-    def __init__(self, model: nn.Module, effective: Mapping[str, Tensor], settings: StepSettings) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        effective: Mapping[str, Tensor],
+        settings: StepSettings,
+        *,
+        apart: bool = False,
+    ) -> None:
         self._channels_last = settings.memory_format == "channels_last"
         parameters = dict(model.named_parameters())
         names = {*effective}
@@ -75,9 +84,14 @@ class WorkingNetworks:
         self.learner = copy.deepcopy(model, memo=memo).train()
 
         constants: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
+        self._copies: list[tuple[nn.Parameter, nn.Parameter]] = []
         for parameter in self.learner.parameters():
             # Shares the values, so that the optimizer's updates in place are seen, and asks for no gradient.
-            constants[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+            values = parameter.detach()
+            constant = nn.Parameter(values.clone() if apart else values, requires_grad=False)
+            constants[id(parameter)] = constant
+            if apart:
+                self._copies.append((constant, parameter))
         self.attacked = copy.deepcopy(self.learner, memo=constants).eval()
         self._private: list[_Private] = []
         self.folded = 0
@@ -128,6 +142,8 @@ class WorkingNetworks:
         for name, leaf in self.leaves.items():
             leaf.copy_(effective[name])
             leaf.requires_grad_(effective[name].requires_grad)
+        for constant, parameter in self._copies:
+            constant.copy_(parameter)
         for private in self._private:
             private.refresh()
 

@@ -6,8 +6,10 @@ Alone it does the same in one process. Results go to ``FOLDER/NAME-RANK.pt``.
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from robustcompress.data import ImageSet
@@ -29,6 +31,13 @@ from robustcompress.training.settings import StageSettings, ValidationSettings
 CPU = torch.device("cpu")
 THREAT = Threat(norm="linf", eps=0.1)
 IMAGES, BATCH, EPOCHS = 17, 8, 3  # the last batch of each epoch has one image: fewer than processes
+
+TECHNIQUES: dict[str, Any] = {
+    "objective": "{kind: free, replays: 2}",
+    "awp": {"gamma": 0.01},
+    "averaging": {"decay": 0.8},
+    "epochs": 4,
+}
 
 
 class Net(nn.Module):
@@ -75,6 +84,8 @@ def train(
     checkpoint: Path | None = None,
     stop_at: int | None = None,
     die_at: int | None = None,
+    objective: str = "{kind: trades, steps: 2}",
+    **settings: object,
 ) -> dict[str, Tensor]:
     """Train a little and return everything that was learnt, and the history."""
     model = network(norm=norm)
@@ -109,10 +120,12 @@ def train(
         overrides=masking,
         source=source(),
         validation=[(images(10).images[i : i + 3] / 255, images(10).labels[i : i + 3]) for i in (0, 3, 6)],
-        objective=Objective.find({"kind": "trades", "steps": 2}),
+        objective=Objective.find(yaml.safe_load(objective)),
         threat=THREAT,
         validation_threat=THREAT,
-        settings=StageSettings(epochs=EPOCHS, lr=0.05, batch_size=BATCH),
+        settings=StageSettings.model_validate(
+            {"epochs": EPOCHS, "lr": 0.05, "batch_size": BATCH, **settings}
+        ),
         judging=ValidationSettings(attack=Attack.find({"kind": "pgd", "steps": 2})),
         seed=0,
         device=CPU,
@@ -143,6 +156,8 @@ def main(folder: Path, scenario: str) -> None:
     for norm in (False, True):
         for prune in (False, True):
             keep(f"norm{norm:d}-prune{prune:d}", train(workers, norm=norm, prune=prune))
+    for prune in (False, True):
+        keep(f"techniques-prune{prune:d}", train(workers, norm=False, prune=prune, **TECHNIQUES))
     try:
         train(workers, norm=True, prune=True, checkpoint=folder / "checkpoint", stop_at=5)
     except InterruptedRunError:

@@ -62,7 +62,7 @@ def load(folder: Path, name: str, rank: int) -> Found:
 NAMES = [f"norm{norm}-prune{prune}" for norm in (0, 1) for prune in (0, 1)]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "resumed"])
+@pytest.mark.parametrize("name", [*NAMES, "techniques-prune0", "techniques-prune1", "resumed"])
 def test_both_processes_end_with_the_same_bits(pair: Path, name: str) -> None:
     first, second = load(pair, name, 0), load(pair, name, 1)
     assert set(first) == set(second)
@@ -74,6 +74,16 @@ def test_both_processes_end_with_the_same_bits(pair: Path, name: str) -> None:
 @pytest.mark.parametrize("prune", [False, True], ids=["finetune", "prune"])
 def test_without_batch_norm_two_processes_do_what_one_does(pair: Path, prune: bool) -> None:
     alone, together = worker.train(SOLO, norm=False, prune=prune), load(pair, f"norm0-prune{prune:d}", 0)
+    for key, tensor in alone.items():
+        torch.testing.assert_close(together[key], tensor, rtol=1e-5, atol=1e-8, msg=key)
+
+
+@pytest.mark.parametrize("prune", [False, True], ids=["finetune", "prune"])
+def test_carried_and_weight_perturbations_and_averages_do_not_depend_on_the_processes(
+    pair: Path, prune: bool
+) -> None:
+    alone = worker.train(SOLO, norm=False, prune=prune, **worker.TECHNIQUES)
+    together = load(pair, f"techniques-prune{prune:d}", 0)
     for key, tensor in alone.items():
         torch.testing.assert_close(together[key], tensor, rtol=1e-5, atol=1e-8, msg=key)
 

@@ -16,8 +16,9 @@ from robustcompress.pruning.scores import Learned
 from robustcompress.robustness.bounds.counting import certified_counts
 from robustcompress.robustness.threat import Threat
 from robustcompress.training.batches import Batch, Source
-from robustcompress.training.loop import Trained, Training, make_optimizer
+from robustcompress.training.loop import Training, make_optimizer
 from robustcompress.training.objectives import CrownIbp, Ibp, Natural, Objective, StepView, Trades
+from robustcompress.training.records import Trained
 from robustcompress.training.settings import StageSettings, ValidationSettings
 from robustcompress.training.sources import as_source
 from robustcompress.training.working import shared_copy

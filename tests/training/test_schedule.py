@@ -3,13 +3,16 @@ from itertools import pairwise
 from typing import Literal
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from robustcompress.training.schedule import learning_rate
 from robustcompress.training.settings import StageSettings
 
 
-def rates(schedule: Literal["cosine", "step", "one_cycle", "constant"], warmup: float = 0) -> list[float]:
+def rates(
+    schedule: Literal["cosine", "step", "one_cycle", "one_cycle_cosine", "constant"], warmup: float = 0
+) -> list[float]:
     settings = StageSettings(epochs=10, lr=0.4, schedule=schedule, warmup_epochs=warmup)
     return [learning_rate(settings, step, 10) for step in range(100)]
 
@@ -32,6 +35,33 @@ def test_warmup_rises_linearly_to_the_largest_rate() -> None:
     assert found[20] == 0.4
     assert all(later < earlier for earlier, later in pairwise(found[20:]))
     assert found[-1] == pytest.approx(0.4 / 80)
+
+
+def test_one_cycle_is_piecewise_linear() -> None:
+    found = rates("one_cycle", warmup=4)
+    # Wong et al.: numpy.interp(t, [0, 0.4 * T, T], [0, lr, 0]).
+    expected = [0.4 * min((step + 1) / 41, (100 - step) / 60) for step in range(100)]
+    assert found == pytest.approx(expected)
+
+
+def test_one_cycle_cosine_is_that_of_torch() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    # Torch's last step of the rise is step 0.21 * 100 - 1.
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.4, total_steps=100, pct_start=0.21)
+    expected: list[float] = []
+    for _ in range(100):
+        expected.append(float(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        schedule.step()
+    # Ours ends 25 * 10,000 below the largest rate, torch's 10,000 below the first: the same.
+    assert rates("one_cycle_cosine", warmup=2) == pytest.approx(expected)
+
+
+def test_one_cycle_cosine_without_warmup_only_falls() -> None:
+    found = rates("one_cycle_cosine")
+    assert found[0] == 0.4
+    assert found[-1] == pytest.approx(0.4 / 250_000)
+    assert all(later < earlier for earlier, later in pairwise(found))
 
 
 def test_constant_stays() -> None:

@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from robustcompress.errors import ConfigError
 from robustcompress.member import Member, class_attribute
 from robustcompress.robustness.threat import Threat
+from robustcompress.training.collapse import CollapseWatch
+from robustcompress.training.findings import Findings
 
 if TYPE_CHECKING:
     from robustcompress.training.objectives.ard import Ard as Ard
     from robustcompress.training.objectives.crown_ibp import CrownIbp as CrownIbp
+    from robustcompress.training.objectives.fgsm_rs import FgsmRs as FgsmRs
+    from robustcompress.training.objectives.free import Free as Free
     from robustcompress.training.objectives.ibp import Ibp as Ibp
+    from robustcompress.training.objectives.mart import Mart as Mart
     from robustcompress.training.objectives.mixtrain import MixTrain as MixTrain
     from robustcompress.training.objectives.mtl_ibp import MtlIbp as MtlIbp
     from robustcompress.training.objectives.natural import Natural as Natural
@@ -58,6 +63,9 @@ class StepView:
         bn_updates: ``hydra`` asks for as many forward passes in train mode as HYDRA's published code does.
         teacher: A network to learn from, constant, in eval mode; nothing receives a gradient through it.
             ``None`` for objectives that need none.
+        carried: For objectives that carry a perturbation over: that of the images at hand, of their shape.
+            What the objective writes there, in place, it finds at the next step; zeros at first.
+        findings: Where :meth:`found` keeps what was found, if the loss is computed more than once.
     """
 
     learning: Forward
@@ -71,6 +79,15 @@ class StepView:
     batch: int = 0
     bn_updates: Literal["once", "hydra"] = "once"
     teacher: Forward | None = None
+    carried: Tensor | None = None
+    findings: Findings | None = None
+
+    def found(self, find: Callable[[], Tensor]) -> Tensor:
+        """Return ``find()``: the images that an attack on ``frozen`` finds.
+
+        Where the loss of a step is computed more than once, the attack runs the first time only.
+        """
+        return find() if self.findings is None else self.findings.get(find, self.generator)
 
     def teacher_logits(self, images: Tensor) -> Tensor:
         """Return what the teacher says to ``images``, ``[batch, classes]``.
@@ -117,6 +134,18 @@ class Objective(Member, ABC):
     family: ClassVar[str] = "robustcompress.training.objectives"
     needs_teacher: ClassVar[bool] = False
     """Whether the loss asks ``view.teacher_logits``."""
+    carries: ClassVar[bool] = False
+    """Whether the loss uses ``view.carried``."""
+
+    @property
+    def steps_a_batch(self) -> int:
+        """Optimizer steps on each minibatch, in a row; epochs are divided by it."""
+        return 1
+
+    @property
+    def collapse_watch(self) -> CollapseWatch | None:
+        """Which fall of robust accuracy the loop looks for after each epoch; ``None`` for none."""
+        return None
 
     @abstractmethod
     def loss(self, view: StepView, images: Tensor, labels: Tensor) -> Tensor:

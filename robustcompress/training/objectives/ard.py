@@ -50,13 +50,15 @@ class Ard(Objective):
 
     def loss(self, view: StepView, images: Tensor, labels: Tensor) -> Tensor:
         target_BC = view.teacher_logits(images)
-        adversarial = ascend(
-            lambda points: F.cross_entropy(view.frozen(points), labels, reduction="sum"),
-            images,
-            threat=view.threat,
-            steps=self.steps,
-            step_size=step_length(self.step_size, threat=view.threat, steps=self.steps),
-            start=view.random_point(images) if self.random_start else images,
+        adversarial = view.found(
+            lambda: ascend(
+                lambda points: F.cross_entropy(view.frozen(points), labels, reduction="sum"),
+                images,
+                threat=view.threat,
+                steps=self.steps,
+                step_size=step_length(self.step_size, threat=view.threat, steps=self.steps),
+                start=view.random_point(images) if self.random_start else images,
+            )
         )
         taught = divergence(target_BC, view.learning(adversarial), temperature=self.temperature)
         weighted = self.alpha * self.temperature**2 * taught

@@ -28,12 +28,14 @@ class Pgd(Objective):
     random_start: bool = True
 
     def loss(self, view: StepView, images: Tensor, labels: Tensor) -> Tensor:
-        adversarial = ascend(
-            lambda points: F.cross_entropy(view.frozen(points), labels, reduction="sum"),
-            images,
-            threat=view.threat,
-            steps=self.steps,
-            step_size=step_length(self.step_size, threat=view.threat, steps=self.steps),
-            start=view.random_point(images) if self.random_start else images,
+        adversarial = view.found(
+            lambda: ascend(
+                lambda points: F.cross_entropy(view.frozen(points), labels, reduction="sum"),
+                images,
+                threat=view.threat,
+                steps=self.steps,
+                step_size=step_length(self.step_size, threat=view.threat, steps=self.steps),
+                start=view.random_point(images) if self.random_start else images,
+            )
         )
         return F.cross_entropy(view.learning(adversarial), labels)

@@ -52,14 +52,16 @@ class Rslad(Objective):
     def loss(self, view: StepView, images: Tensor, labels: Tensor) -> Tensor:
         target_BC = view.teacher_logits(images)
         soft_BC = target_BC.softmax(dim=1)
-        adversarial = ascend(
-            # The divergence without its constant, the target's entropy: the same gradient, fewer operations.
-            lambda points: F.cross_entropy(view.frozen(points), soft_BC, reduction="sum"),
-            images,
-            threat=view.threat,
-            steps=self.steps,
-            step_size=step_length(self.step_size, threat=view.threat, steps=self.steps),
-            start=view.normal(images).mul_(self.start_noise).add_(images),
+        adversarial = view.found(
+            lambda: ascend(
+                # The divergence without its constant, the target's entropy: the same gradient.
+                lambda points: F.cross_entropy(view.frozen(points), soft_BC, reduction="sum"),
+                images,
+                threat=view.threat,
+                steps=self.steps,
+                step_size=step_length(self.step_size, threat=view.threat, steps=self.steps),
+                start=view.normal(images).mul_(self.start_noise).add_(images),
+            )
         )
         # After the attack: a forward in train mode moves the statistics that the attack's eval mode uses.
         clean = divergence(target_BC, view.learning(images))

@@ -95,7 +95,9 @@ class Smoothing(Objective):
         step_size = 2 * threat.eps / self.steps if self.step_size is None else self.step_size
         points = images
         if threat.eps > 0:
-            points = ascend(
-                smoothed_loss, images, threat=threat, steps=self.steps, step_size=step_size, start=images
+            points = view.found(
+                lambda: ascend(
+                    smoothed_loss, images, threat=threat, steps=self.steps, step_size=step_size, start=images
+                )
             )
         return F.cross_entropy(view.learning(noisy(points)), labels.repeat(self.samples))

@@ -42,7 +42,7 @@ class Trades(Objective):
 
     def loss(self, view: StepView, images: Tensor, labels: Tensor) -> Tensor:
         view.repeat_for_statistics(images, 1)
-        adversarial = self._attack(view, images)
+        adversarial = view.found(lambda: self._attack(view, images))
         # After the attack: a forward in train mode moves the statistics that the attack's eval mode uses.
         clean_BC = view.learning(images)
         adversarial_BC = view.learning(adversarial)

@@ -8,10 +8,20 @@ from torch import nn
 from robustcompress.member import Member, class_attribute
 
 if TYPE_CHECKING:
+    from robustcompress.zoo.networks.cifar_model import CifarModel as CifarModel
+    from robustcompress.zoo.networks.cifar_model_large import CifarModelLarge as CifarModelLarge
+    from robustcompress.zoo.networks.mnist_model import MnistModel as MnistModel
+    from robustcompress.zoo.networks.mnist_model_large import MnistModelLarge as MnistModelLarge
     from robustcompress.zoo.networks.resnet18 import Resnet18 as Resnet18
+    from robustcompress.zoo.networks.resnet34 import Resnet34 as Resnet34
+    from robustcompress.zoo.networks.resnet50 import Resnet50 as Resnet50
     from robustcompress.zoo.networks.small_cnn import SmallCnn as SmallCnn
+    from robustcompress.zoo.networks.vgg11_bn import Vgg11Bn as Vgg11Bn
+    from robustcompress.zoo.networks.vgg13_bn import Vgg13Bn as Vgg13Bn
     from robustcompress.zoo.networks.vgg16_bn import Vgg16Bn as Vgg16Bn
     from robustcompress.zoo.networks.wide_resnet_28_4 import WideResnet284 as WideResnet284
+    from robustcompress.zoo.networks.wide_resnet_28_10 import WideResnet2810 as WideResnet2810
+    from robustcompress.zoo.networks.wide_resnet_34_10 import WideResnet3410 as WideResnet3410
 
 
 class Network(Member, ABC):
