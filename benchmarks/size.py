@@ -242,7 +242,8 @@ def trained_rows(sparsity: float, out: Path, *, quick: bool) -> list[dict[str, A
         loaded: list[dict[str, Any]] = json.loads(done.read_text())
         return loaded
     values = recipe(sparsity, quick=quick)
-    run(values, out / "pretrained", ["pretrain"])
+    # One dense network for all levels: a folder is only gone on with by the recipe that it was made by.
+    run(recipe(TRAINED[0], quick=quick), out / "pretrained", ["pretrain"])
     pretrained = out / "pretrained" / "stages" / "pretrain"
     dense = len(
         onnx_bytes(robustcompress.load(pretrained).cpu().eval(), torch.rand(2, 1, 28, 28), style="dense")
