@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustcompress.cli.options import AllowImportOption, DeviceOption, JsonOption
+from robustcompress.cli.options import DATA_SETS, AllowImportOption, DeviceOption, JsonOption
 from robustcompress.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _OF_BOUNDS = ("eps", "slack", "dtype", "memory_mib")
 
 def certify(
     target: Annotated[Path, typer.Argument(help="An artifact's folder, or an exported .onnx file.")],
-    data: Annotated[str, typer.Option(help="fashion-mnist-mini, fashion-mnist, cifar10 or image-folder.")],
+    data: Annotated[str, typer.Option(help=f"{DATA_SETS}.")],
     certifier: Annotated[
         str | None,
         typer.Option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustcompress.cli.options import AllowImportOption, DataDirOption, DeviceOption, JsonOption
+from robustcompress.cli.options import DATA_SETS, AllowImportOption, DataDirOption, DeviceOption, JsonOption
 from robustcompress.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,9 +79,7 @@ def evaluate(
     target: Annotated[Path, typer.Argument(help="A run's folder, an artifact's folder, or any .onnx file.")],
     data: Annotated[
         str | None,
-        typer.Option(
-            help="For a file or artifact: fashion-mnist-mini, fashion-mnist, cifar10 or image-folder."
-        ),
+        typer.Option(help=f"For a file or artifact: {DATA_SETS}."),
     ] = None,
     data_dir: DataDirOption = None,
     eps: Annotated[
@@ -216,8 +214,8 @@ def _evaluate_file(
 ) -> None:
     if of_file.data is None:
         raise ConfigError(
-            f"--data is needed: on which images is {target} to be judged? fashion-mnist-mini, fashion-mnist, "
-            "cifar10 or image-folder, with --data-dir for their folder."
+            f"--data is needed: on which images is {target} to be judged? {DATA_SETS}, "
+            "with --data-dir for their folder."
         )
     if asked.eps is None:
         raise ConfigError("--eps is needed: how far may pixels be moved? On the scale 0 to 1: 8/255.")

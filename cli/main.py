@@ -5,7 +5,18 @@ import sys
 
 import typer
 
-from robustcompress.cli import certifying, comparing, converting, inspecting, judging, running, verifying
+from robustcompress.cli import (
+    certifying,
+    comparing,
+    converting,
+    fetching,
+    importing,
+    inspecting,
+    judging,
+    labelling,
+    running,
+    verifying,
+)
 from robustcompress.errors import RobustCompressError
 
 EXIT_CODES = """
@@ -31,11 +42,15 @@ app.command("finetune")(running.finetune)
 app.command("run")(running.run_recipe)
 app.command("export")(judging.export)
 app.command("densify")(converting.densify)
+app.command("import")(importing.import_)
+app.command("state-dict")(importing.state_dict)
 app.command("evaluate")(judging.evaluate)
 app.command("certify")(certifying.certify)
 app.command("verify")(verifying.verify)
 app.command("compare")(comparing.compare)
 app.command("report")(judging.report)
+app.command("pseudo-label")(labelling.pseudo_label)
+app.command("fetch")(fetching.fetch)
 app.command("inspect")(inspecting.inspect)
 app.command("recipes")(inspecting.recipes)
 

@@ -12,6 +12,11 @@ from robustcompress.errors import ConfigError
 if TYPE_CHECKING:
     from robustcompress import Recipe
 
+DATA_SETS = (
+    "fashion-mnist-mini, fashion-mnist, mnist, cifar10, cifar100, svhn, imagenet, image-folder or numpy-files"
+)
+"""What ``--data`` takes."""
+
 RecipeOption = Annotated[
     str | None,
     typer.Option(
@@ -24,9 +29,7 @@ ModelOption = Annotated[
 WeightsOption = Annotated[
     Path | None, typer.Option(help="Begin with these weights: a .safetensors file or an artifact folder.")
 ]
-DataOption = Annotated[
-    str | None, typer.Option(help="fashion-mnist-mini, fashion-mnist, cifar10 or image-folder.")
-]
+DataOption = Annotated[str | None, typer.Option(help=f"{DATA_SETS}.")]
 DataDirOption = Annotated[Path | None, typer.Option(help="Folder that holds the data set's files.")]
 ObjectiveOption = Annotated[
     str | None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustcompress.cli.options import AllowImportOption, DeviceOption, JsonOption
+from robustcompress.cli.options import DATA_SETS, AllowImportOption, DeviceOption, JsonOption
 from robustcompress.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def verify(
     target: Annotated[Path, typer.Argument(help="An exported .onnx file, or an artifact's folder.")],
-    data: Annotated[str, typer.Option(help="fashion-mnist-mini, fashion-mnist, cifar10 or image-folder.")],
+    data: Annotated[str, typer.Option(help=f"{DATA_SETS}.")],
     data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set's files.")] = None,
     test_size: Annotated[
         int | None, typer.Option(help="Test images of the balanced subset that was judged, if it was one.")

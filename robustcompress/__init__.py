@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from robustcompress.pipeline.certifying import Certification as Certification
     from robustcompress.pipeline.certifying import certify_data_set as certify_data_set
     from robustcompress.pipeline.comparing import compare as compare
+    from robustcompress.pipeline.importing import Imported as Imported
+    from robustcompress.pipeline.importing import import_checkpoint as import_checkpoint
     from robustcompress.pipeline.judging import evaluate_data_set as evaluate_data_set
+    from robustcompress.pipeline.pseudo_labels import PseudoLabels as PseudoLabels
+    from robustcompress.pipeline.pseudo_labels import pseudo_label as pseudo_label
+    from robustcompress.pipeline.state_dicts import StateDict as StateDict
+    from robustcompress.pipeline.state_dicts import write_state_dict as write_state_dict
     from robustcompress.pipeline.verifying import Verification as Verification
     from robustcompress.pipeline.verifying import verify as verify
     from robustcompress.pruning import budgets as budgets
@@ -61,14 +67,17 @@ _PUBLIC = {
     "Compressor": "robustcompress.compressor:Compressor",
     "ImageSet": "robustcompress.data:ImageSet",
     "JsonlSink": "robustcompress.sinks.jsonl:JsonlSink",
+    "Imported": "robustcompress.pipeline.importing:Imported",
     "Judgement": "robustcompress.report.judgement:Judgement",
     "Normalized": "robustcompress.zoo.normalized:Normalized",
     "OnnxSession": "robustcompress.export.session:OnnxSession",
+    "PseudoLabels": "robustcompress.pipeline.pseudo_labels:PseudoLabels",
     "Recipe": "robustcompress.recipe:Recipe",
     "Reliability": "robustcompress.robustness.alarms.reliability:Reliability",
     "Report": "robustcompress.report.model:Report",
     "Result": "robustcompress.compressor:Result",
     "StageSettings": "robustcompress.training.settings:StageSettings",
+    "StateDict": "robustcompress.pipeline.state_dicts:StateDict",
     "Target": "robustcompress.robustness.target:Target",
     "TensorboardSink": "robustcompress.sinks.tensorboard:TensorboardSink",
     "Threat": "robustcompress.robustness.threat:Threat",
@@ -88,6 +97,7 @@ _PUBLIC = {
     "evaluate_data_set": "robustcompress.pipeline.judging:evaluate_data_set",
     "events": "robustcompress.events:",
     "formats": "robustcompress.export.formats:",
+    "import_checkpoint": "robustcompress.pipeline.importing:import_checkpoint",
     "load": "robustcompress.compressor:load",
     "networks": "robustcompress.zoo.networks:",
     "objectives": "robustcompress.training.objectives:",
@@ -95,10 +105,12 @@ _PUBLIC = {
     "print_comparison": "robustcompress.report.comparison_table:print_comparison",
     "print_judgement": "robustcompress.report.judgement:print_judgement",
     "print_report": "robustcompress.report.table:print_report",
+    "pseudo_label": "robustcompress.pipeline.pseudo_labels:pseudo_label",
     "read_network": "robustcompress.export.network:read_network",
     "read_twin": "robustcompress.export.twin:read_twin",
     "scores": "robustcompress.pruning.scores:",
     "verify": "robustcompress.pipeline.verifying:verify",
+    "write_state_dict": "robustcompress.pipeline.state_dicts:write_state_dict",
 }
 
 __all__ = [
@@ -106,15 +118,18 @@ __all__ = [
     "Comparison",
     "Compressor",
     "ImageSet",
+    "Imported",
     "JsonlSink",
     "Judgement",
     "Normalized",
     "OnnxSession",
+    "PseudoLabels",
     "Recipe",
     "Reliability",
     "Report",
     "Result",
     "StageSettings",
+    "StateDict",
     "Target",
     "TensorboardSink",
     "Threat",
@@ -135,6 +150,7 @@ __all__ = [
     "evaluate_data_set",
     "events",
     "formats",
+    "import_checkpoint",
     "load",
     "networks",
     "objectives",
@@ -142,10 +158,12 @@ __all__ = [
     "print_comparison",
     "print_judgement",
     "print_report",
+    "pseudo_label",
     "read_network",
     "read_twin",
     "scores",
     "verify",
+    "write_state_dict",
 ]
 
 

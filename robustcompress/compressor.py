@@ -19,6 +19,7 @@ from robustcompress.export.formats import Exported, Format
 from robustcompress.pipeline.carding import write_card
 from robustcompress.pipeline.context import EXAMPLES, Context, check_model, resolve_device, versions
 from robustcompress.pipeline.exporting import export_one, write_index
+from robustcompress.pipeline.extra_images import with_extra
 from robustcompress.pipeline.inspection import Inspection, inspect
 from robustcompress.pipeline.interrupts import Interrupts
 from robustcompress.pipeline.rebuilding import build
@@ -321,6 +322,8 @@ def _data(
     else:
         held_out = source(validation, "validation")
     judged = None if test is None else source(test, "test")
+    if recipe.extra_data is not None:
+        training = with_extra(training, recipe, recipe.extra_data, device)
     classes: tuple[str, ...] = ()
     if isinstance(train, ImageSet | ImageFiles):
         classes = train.classes
@@ -341,7 +344,9 @@ def _check_same_everywhere(workers: Workers, recipe: Recipe, train: Source) -> N
     """
     if workers.size == 1:
         return
-    settings = recipe.model_dump_json(exclude={"data", "weights", "teacher", "device", "loader_workers"})
+    settings = recipe.model_dump_json(
+        exclude={"data", "extra_data", "weights", "teacher", "device", "loader_workers"}
+    )
     images = train.fingerprint() if train.exact else str(train.steps())
     for what, content in (("recipe", settings), ("training images", images)):
         if not workers.same(content.encode()):

@@ -31,6 +31,7 @@ from robustcompress.robustness.certifiers import Certifier
 from robustcompress.robustness.threat import Threat
 from robustcompress.training.augmentation import Augmentation
 from robustcompress.training.averaging import Averaging
+from robustcompress.training.extra import ExtraData
 from robustcompress.training.objectives import Objective
 from robustcompress.training.settings import StageSettings, StepSettings, ValidationSettings
 from robustcompress.training.step import Precision
@@ -140,6 +141,7 @@ class Recipe(BaseModel):
             run's own dense network: what pretrain made, or the weights that the run began with.
         data: A data set of the zoo; ``None`` where data are passed in Python.
         augmentation: Of training images that the library holds in memory.
+        extra_data: Pseudo-labelled images at a set share of each training batch; ``None`` for none.
         threat: What the adversary may do, in training and, unless ``evaluation.threat`` differs, at the end.
         objective: The robust training technique of all three training stages.
         awp: Adversarial weight perturbation in all three; ``None`` perturbs nothing.
@@ -183,6 +185,7 @@ class Recipe(BaseModel):
     teacher: Path | None = None
     data: Annotated[SerializeAsAny[DataSet], BeforeValidator(DataSet.find)] | None = None
     augmentation: Augmentation = Augmentation()
+    extra_data: ExtraData | None = None
     threat: Threat
     objective: Annotated[SerializeAsAny[Objective], BeforeValidator(Objective.find)] = Field(
         default="trades", validate_default=True

@@ -184,6 +184,11 @@ class DatasetSource(Source):
     def count(self) -> int:
         return len(cast(Sized, self.dataset))
 
+    @property
+    def own_batch_size(self) -> bool:
+        """Whether the batches' size is the user's own and stays."""
+        return self._own_batch_size
+
     def steps(self) -> int:
         whole, rest = divmod(self.count, self._batch_size)
         return whole + (1 if rest and not self._drop_last else 0)

@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 from pydantic import Field
 
 from robustcompress.data import ImageFiles, ImageSet
+from robustcompress.errors import ConfigError
 from robustcompress.member import Member, class_attribute
 from robustcompress.zoo.balanced_subset import Images, balanced_subset
+from robustcompress.zoo.downloading import Download, Progress, fetch
 
 if TYPE_CHECKING:
     from robustcompress.zoo.datasets.cifar10 import Cifar10 as Cifar10
+    from robustcompress.zoo.datasets.cifar100 import Cifar100 as Cifar100
     from robustcompress.zoo.datasets.fashion_mnist import FashionMnist as FashionMnist
     from robustcompress.zoo.datasets.fashion_mnist_mini import FashionMnistMini as FashionMnistMini
     from robustcompress.zoo.datasets.image_folder import ImageFolder as ImageFolder
+    from robustcompress.zoo.datasets.imagenet import Imagenet as Imagenet
+    from robustcompress.zoo.datasets.mnist import Mnist as Mnist
+    from robustcompress.zoo.datasets.numpy_files import NumpyFiles as NumpyFiles
+    from robustcompress.zoo.datasets.svhn import Svhn as Svhn
 
 Split: TypeAlias = Literal["train", "test"]
 
@@ -31,6 +38,8 @@ class DataSet(Member, ABC):
     """
 
     family: ClassVar[str] = "robustcompress.zoo.datasets"
+    downloads: ClassVar[tuple[Download, ...]] = ()
+    """What ``fetch`` brings; empty if nothing is published under a fixed address."""
 
     dir: Path | None = None
     train_size: int | None = Field(default=None, ge=1)
@@ -68,6 +77,28 @@ class DataSet(Member, ABC):
             return images
         subset = balanced_subset(images, size, seed=self.subset_seed)
         return replace(subset, name=f"{images.name} ({size} balanced, seed {self.subset_seed})")
+
+    def fetch(self, *, progress: Progress | None = None) -> list[Path]:
+        """Bring the files from where their authors publish them into ``dir``, or where it is looked for.
+
+        Files that are there already are not fetched again; each that comes is checked against its sum.
+
+        Args:
+            progress: Told the file, the bytes so far, and all of them.
+
+        Returns:
+            Paths of the files.
+
+        Raises:
+            ConfigError: If nothing is published under a fixed address.
+            DataError: If no address answers, or what came is damaged; names the addresses and the paths.
+        """
+        name = self.kind.replace("_", "-")
+        if not self.downloads:
+            raise ConfigError(f"{name} has no files to fetch: it is bundled, or made of files of your own.")
+        return fetch(
+            self.downloads, self.dir or Path.home() / ".cache" / "robustcompress" / name, progress=progress
+        )
 
     @abstractmethod
     def read(self, split: Split) -> ImageSet:

@@ -5,15 +5,14 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from robustcompress.data import ImageSet
 from robustcompress.errors import DataError
+from robustcompress.zoo.cifar_records import read_records
 from robustcompress.zoo.datasets import DataSet, Split
+from robustcompress.zoo.downloading import Download
 
 _FOLDER = "cifar-10-batches-bin"
-_SHAPE = (3, 32, 32)
-_RECORD_BYTES = 1 + 3 * 32 * 32
 _FILES: dict[Split, tuple[str, ...]] = {
     "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
     "test": ("test_batch.bin",),
@@ -34,6 +33,13 @@ class Cifar10(DataSet):
         https://www.cs.toronto.edu/~kriz/cifar.html, "binary version".
     """
 
+    downloads: ClassVar[tuple[Download, ...]] = (
+        Download(
+            ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
+            "c32a1d4ab5d03f1284b67883e8d87530",
+            tuple(f"{_FOLDER}/{name}" for names in _FILES.values() for name in names),
+        ),
+    )
     class_names: ClassVar[tuple[str, ...]] = (
         "airplane",
         "automobile",
@@ -49,9 +55,10 @@ class Cifar10(DataSet):
 
     def read(self, split: Split) -> ImageSet:
         paths = self._find(split)
-        records = np.concatenate([_read_batch(path) for path in paths])
-        labels = torch.from_numpy(records[:, 0].astype(np.int64))
-        images = torch.from_numpy(np.ascontiguousarray(records[:, 1:])).reshape(-1, *_SHAPE)
+        which = "the binary version of CIFAR-10 (not 100)"
+        batches = [read_records(path, labels=1, classes=10, which=which) for path in paths]
+        labels = torch.from_numpy(np.concatenate([labels for labels, _ in batches]))
+        images = torch.from_numpy(np.concatenate([images for _, images in batches]))
         part = "" if len(paths) == len(_FILES[split]) else f" ({len(paths)} of {len(_FILES[split])} batches)"
         return ImageSet(images=images, labels=labels, classes=self.class_names, name=f"cifar10 {split}{part}")
 
@@ -68,23 +75,3 @@ class Cifar10(DataSet):
             "Unpack the binary version from https://www.cs.toronto.edu/~kriz/cifar.html and name its folder "
             "with 'dir' (--data-dir)."
         )
-
-
-def _read_batch(path: Path) -> NDArray[np.uint8]:
-    """Return the records of one file, uint8 ``[count, 3073]``."""
-    try:
-        size = path.stat().st_size
-        if size == 0 or size % _RECORD_BYTES:
-            raise DataError(
-                f"{path}: expected one or more records of {_RECORD_BYTES} bytes; got {size} bytes. "
-                "Unpack it again."
-            )
-        records = np.fromfile(path, dtype=np.uint8).reshape(-1, _RECORD_BYTES)
-    except OSError as error:
-        raise DataError(f"{path}: expected a readable file; got {error}.") from error
-    highest = int(records[:, 0].max())
-    if highest > 9:
-        raise DataError(
-            f"{path}: labels must be 0 to 9; found {highest}. Is it the binary version of CIFAR-10 (not 100)?"
-        )
-    return records

@@ -3,14 +3,27 @@
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-
 from robustcompress.data import ImageSet
-from robustcompress.errors import DataError
 from robustcompress.zoo.datasets import DataSet, Split
-from robustcompress.zoo.idx import read_idx
+from robustcompress.zoo.downloading import Download
+from robustcompress.zoo.idx_images import read_idx_images
 
-_PREFIXES: dict[Split, str] = {"train": "train", "test": "t10k"}
+_ADVICE = (
+    "Install Debian's package dataset-fashion-mnist, or fetch the four files from "
+    "https://github.com/zalandoresearch/fashion-mnist and name their folder with 'dir' (--data-dir). "
+    "The bundled subset fashion-mnist-mini needs no files."
+)
+
+_PLACES = (
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+)
+_SUMS = {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
 
 
 class FashionMnist(DataSet):
@@ -36,44 +49,14 @@ class FashionMnist(DataSet):
         "Bag",
         "Ankle boot",
     )
+    downloads: ClassVar[tuple[Download, ...]] = tuple(
+        Download(tuple(place + name for place in _PLACES), md5) for name, md5 in _SUMS.items()
+    )
     debian_dir: ClassVar[Path] = Path("/usr/share/datasets/fashion-mnist")
 
     def read(self, split: Split) -> ImageSet:
-        images_path, labels_path = self._find(split)
-        images = read_idx(images_path, dimensions=3)
-        labels = read_idx(labels_path, dimensions=1)
-        if len(images) != len(labels):
-            raise DataError(
-                f"{images_path} has {len(images)} images but {labels_path} has {len(labels)} labels. "
-                "Fetch both again."
-            )
-        return ImageSet(
-            images=torch.from_numpy(images).unsqueeze(1),
-            labels=torch.from_numpy(labels).to(torch.int64),
-            classes=self.class_names,
-            name=f"fashion-mnist {split}",
-        )
-
-    def _find(self, split: Split) -> tuple[Path, Path]:
-        """Return the paths of images and labels, both from the first folder that has both."""
-        images, labels = (f"{_PREFIXES[split]}-{part}-ubyte" for part in ("images-idx3", "labels-idx1"))
         if self.dir is not None:
             folders = [self.dir]
         else:
             folders = [Path.home() / ".cache" / "robustcompress" / "fashion-mnist", self.debian_dir]
-        tried: list[Path] = []
-        for folder in folders:
-            found: list[Path] = []
-            for name in (images, labels):
-                candidates = [folder / f"{name}.gz", folder / name]
-                tried += candidates
-                found += [path for path in candidates if path.is_file()][:1]
-            if len(found) == 2:
-                return found[0], found[1]
-        listing = "".join(f"\n  {path}" for path in tried)
-        raise DataError(
-            f"fashion-mnist: expected the images and the labels of {split} in one folder; tried:{listing}\n"
-            "Install Debian's package dataset-fashion-mnist, or fetch the four files from "
-            "https://github.com/zalandoresearch/fashion-mnist and name their folder with 'dir' (--data-dir). "
-            "The bundled subset fashion-mnist-mini needs no files."
-        )
+        return read_idx_images(folders, split, name="fashion-mnist", classes=self.class_names, advice=_ADVICE)

@@ -1,10 +1,11 @@
 """Images of one's own: a folder for each split, in it a folder for each class."""
 
+import logging
 import math
 import os
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from robustcompress.data import ImageFiles, ImageSet
 from robustcompress.errors import ConfigError, DataError
 from robustcompress.zoo.datasets import DataSet, Split
 from robustcompress.zoo.image_file import SUFFIXES, decode, read_size
+
+_LOG = logging.getLogger(__name__)
 
 
 class ImageFolder(DataSet):
@@ -31,11 +34,16 @@ class ImageFolder(DataSet):
         image_size: Shrink or enlarge the shorter side to this and cut out the middle square. ``None``
             leaves images as they are; they must then have one size.
         memory_limit_mb: Keep a split in memory if its pixels need at most this many MiB.
+        corrupt: What becomes of files that cannot be decoded. ``refuse`` names the first one met; ``skip``
+            leaves them out and names them all in a warning of the log, after every file was decoded once.
     """
+
+    folders: ClassVar[dict[Split, str]] = {"train": "train", "test": "test"}
 
     channels: Literal[1, 3] = 3
     image_size: int | None = Field(default=None, ge=1)
     memory_limit_mb: int = Field(default=4096, ge=1)
+    corrupt: Literal["refuse", "skip"] = "refuse"
 
     def read(self, split: Split) -> ImageSet:
         files = self._files(split)
@@ -59,17 +67,23 @@ class ImageFolder(DataSet):
     def _files(self, split: Split) -> ImageFiles:
         if self.dir is None:
             raise ConfigError(
-                "image-folder: needs 'dir' (--data-dir), the folder that holds train/CLASS and test/CLASS."
+                f"{self.kind.replace('_', '-')}: needs 'dir' (--data-dir), the folder that holds "
+                f"{self.folders['train']}/CLASS and {self.folders['test']}/CLASS."
             )
-        classes = [folder.name for folder in _visible(self.dir / "train")]
-        paths, labels = _list_images(self.dir / split, classes)
-        side = self.image_size
+        classes = [folder.name for folder in _visible(self.dir / self.folders["train"])]
+        folder, side = self.dir / self.folders[split], self.image_size
+        paths, labels = _list_images(folder, classes)
+        skipped = ""
+        if self.corrupt == "skip":
+            count = len(paths)
+            paths, labels = _sound(paths, labels, folder, self.channels)
+            skipped = f" ({count - len(paths)} corrupt left out)" if len(paths) < count else ""
         return ImageFiles(
-            folder=self.dir / split,
-            paths=np.array([os.fsencode(path.relative_to(self.dir / split)) for path in paths]),
+            folder=folder,
+            paths=np.array([os.fsencode(path.relative_to(folder)) for path in paths]),
             labels=torch.tensor(labels, dtype=torch.int64),
             classes=tuple(classes),
-            name=f"{self.dir.name} {split}",
+            name=f"{self.dir.name} {split}{skipped}",
             shape=(self.channels, *((side, side) if side else read_size(paths[0]))),
             decode=partial(decode, channels=self.channels, side=side),
         )
@@ -125,6 +139,29 @@ def _list_images(folder: Path, classes: list[str]) -> tuple[list[Path], list[int
             f"{folder}: found no images of {names}. Every class of train needs some in each split."
         )
     return paths, labels
+
+
+def _sound(paths: list[Path], labels: list[int], folder: Path, channels: int) -> tuple[list[Path], list[int]]:
+    """Return the files that can be decoded; the others are named in the log."""
+    broken: list[Path] = []
+    kept: list[tuple[Path, int]] = []
+    for path, label in zip(paths, labels, strict=True):
+        try:
+            decode(path, channels=channels, side=None)
+        except DataError:
+            broken.append(path)
+        else:
+            kept.append((path, label))
+    if broken:
+        names = ", ".join(str(path.relative_to(folder)) for path in broken)
+        _LOG.warning(
+            "%s: left out %d of %d images, which are corrupt: %s", folder, len(broken), len(paths), names
+        )
+    if {label for _, label in kept} != set(labels):
+        raise DataError(
+            f"{folder}: a class has corrupt images only, such as {broken[0]}. Repair or remove it."
+        )
+    return [path for path, _ in kept], [label for _, label in kept]
 
 
 def _visible(folder: Path) -> list[Path]:

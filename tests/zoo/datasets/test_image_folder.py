@@ -154,3 +154,23 @@ def test_a_corrupt_image_is_refused_by_name(root: Path, image_size: int | None) 
     (root / "train/dog/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"nonsense")
     with pytest.raises(DataError, match=r"dog/broken\.png: expected a PNG or JPEG image"):
         ImageFolder(dir=root, image_size=image_size).load("train")
+
+
+@pytest.mark.parametrize("image_size", [None, 4])
+def test_corrupt_images_are_left_out_and_named_where_that_is_asked(
+    root: Path, caplog: pytest.LogCaptureFixture, image_size: int | None
+) -> None:
+    (root / "train/cat/a.png").write_bytes(b"nonsense")  # the first one, which otherwise says the size
+    (root / "train/dog/half.png").write_bytes((root / "train/dog/1.png").read_bytes()[:50])
+    data = ImageFolder(dir=root, image_size=image_size, corrupt="skip")
+    train = data.load("train")
+    assert train.labels.tolist() == [0, 1]
+    assert train.name.endswith("train (2 corrupt left out)")
+    assert "left out 2 of 4 images, which are corrupt: cat/a.png, dog/half.png" in caplog.text
+    assert len(data.load("test")) == 2
+
+
+def test_a_class_of_corrupt_images_alone_is_refused(root: Path) -> None:
+    (root / "train/dog/1.png").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match=r"a class has corrupt images only, such as .*dog/1\.png"):
+        ImageFolder(dir=root, corrupt="skip").load("train")
