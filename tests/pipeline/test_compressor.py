@@ -337,6 +337,11 @@ def test_an_export_into_the_run_is_what_the_next_evaluation_judges(tmp_path: Pat
         compressor(tmp_path / "run", resume=True).evaluate()
     compressor(tmp_path / "run", resume=True).export()
     assert compressor(tmp_path / "run", resume=True).evaluate().files[0].style == "compact"
+    weights = compressor(tmp_path / "run", resume=True).export(robustcompress.formats.Safetensors())
+    report = compressor(tmp_path / "run", resume=True).evaluate()
+    assert [file.name for file in report.files] == ["model.onnx", "model.safetensors"]
+    assert {item.subject for item in report.measurements} == {"network", "model.onnx"}
+    assert hashlib.sha256(weights.path.read_bytes()).hexdigest() == weights.sha256
     (tmp_path / "run" / "export" / "export.json").write_text("{")
     with pytest.raises(StorageError, match=r"export\.json is not valid JSON"):
         compressor(tmp_path / "run", resume=True)
